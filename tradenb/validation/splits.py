@@ -62,10 +62,9 @@ class WalkForward:
 
     def __post_init__(self):
         for name, least in ("train", 1), ("test", 1), ("embargo", 0):
-            if (n := getattr(self, name)) < least or n != int(n):
-                raise ValueError(f"{name} is a whole number of sessions, {least} or more, was {n}")
-        if self.embargo >= self.train:
-            raise ValueError(f"embargo={self.embargo} leaves nothing of train={self.train}; lengthen train")
+            if not isinstance(n := getattr(self, name), (int, np.integer)) or n < least:
+                raise ValueError(f"{name} is a whole number of sessions, {least} or more, was {n!r}")
+        if self.embargo >= self.train: raise ValueError(f"embargo={self.embargo} leaves nothing of train={self.train}")
 
     def folds(self,
         sessions,     # sorted sessions, from the dataset's first to tonight, which may lie past the last label
@@ -77,14 +76,18 @@ class WalkForward:
             "train_first": axis[at*0 if self.expanding else at - self.train], "train_last": axis[at - self.embargo - 1],
             "test_first": axis[at], "test_last": axis[np.minimum(at + self.test, len(axis)) - 1]}).rename_axis("fold")
 
-    def split(self, ds, y=None, groups=None)->Iterator[tuple[np.ndarray, np.ndarray]]:
+    def split(self,
+        ds:Dataset | pd.DataFrame, # rows; NaT in known_at is a label not known yet: such a row never trains
+        y=None, groups=None,       # as scikit-learn passes them: groups are the rows' known_at
+    )->Iterator[tuple[np.ndarray, np.ndarray]]:
         "Positions of the training rows and of the test rows, fold by fold"
         session, known = _rows(ds, groups)
         for fold in self.folds(session.unique()).itertuples(index=False):
-            (lo, a), (hi, b) = (session.searchsorted(list(fold)[i::2], side) for i, side in ((0, "left"), (1, "right")))
+            lo, a = session.searchsorted([fold.train_first, fold.test_first])
+            hi, b = session.searchsorted([fold.train_last, fold.test_last], side="right")
             train = lo + np.flatnonzero(known[lo:hi] <= fold.train_last.to_datetime64())
             if not len(train): raise ValueError(
-                f"no label of {fold.train_first:%Y-%m-%d} to {fold.train_last:%Y-%m-%d} is known by the end of that span, "
+                f"no label from {fold.train_first:%Y-%m-%d} on is known by {fold.train_last:%Y-%m-%d}, "
                 f"so the test block from {fold.test_first:%Y-%m-%d} has no model; "
                 "train must exceed embargo plus the sessions that a label takes")
             yield train, np.arange(a, b)
