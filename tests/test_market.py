@@ -67,6 +67,9 @@ def test_the_planted_edge_is_what_the_truth_says():
     assert fell.iloc[LOOK:].rank(axis=1).corrwith(edge.iloc[LOOK:].rank(axis=1), axis=1).mean() > .9
     found = edge.corrwith(gain, axis=1)
     assert .02 < found.mean() < .06
+    none = panel(simulate(alpha=0, rng=1).bars, "adj_close") # the same shocks, nothing planted: what differs is the edge
+    differs = gain - (none.shift(-1) / none - 1)
+    assert (differs - edge).iloc[:400].abs().stack().median() < edge.abs().stack().median() / 3
     slope = np.polyfit(edge.to_numpy()[30:-1].ravel()[(ok := np.isfinite((edge + gain).to_numpy()[30:-1].ravel()))],
                        gain.to_numpy()[30:-1].ravel()[ok], 1)[0]
     assert .6 < slope < 1.4                                  # a return expected is, on average, a return earned
@@ -80,9 +83,8 @@ def test_it_looks_like_a_market():
     assert .05 < index.std() * 252**.5 < .35
     assert abs(index.autocorr(1)) < .08 and index.abs().autocorr(1) > .1
     assert r.stack().kurt() > 3                              # excess; normal is 0
-    parkinson = np.sqrt((np.log(hi / lo)**2).mean() / (4*np.log(2)))
-    night = (np.log(panel(made, "open") / lo) * 0).mean()    # the range leaves out the night's 30% of variance
-    assert np.abs(parkinson / (r.std() * .7**.5) - 1 + night).median() < .15
+    day = np.sqrt((np.log(hi / lo)**2).mean() / (4*np.log(2))) # Parkinson; it leaves out the night's 30% of variance
+    assert np.abs(day / (r.std() * .7**.5) - 1).median() < .15
     v = panel(made, "volume")
     assert np.log(v).corrwith(r.abs()).median() > .15
     pairs = r.corr().to_numpy()[np.triu_indices(150, 1)]
@@ -108,6 +110,13 @@ def test_the_table_of_universes_is_true():
         assert (b.symbol.nunique(), f"{b.session.min():%Y-%m-%d}", f"{b.session.max():%Y-%m-%d}") == (u.symbols, u["first"], u["last"])
         assert b.vendor.unique().tolist() == [f"market:{name}"] and not b.duplicated(["session", "symbol"]).any()
         assert b[["session", "symbol"]].equals(b[["session", "symbol"]].sort_values(["session", "symbol"]))
+
+
+def test_two_packages_tell_of_the_same_stocks():
+    both = bars("stocks_2009").merge(bars("five"), on=["session", "symbol"])
+    assert (both.close_x / both.close_y - 1).abs().quantile(.99) < 1e-9
+    shares = (both.volume_x / both.volume_y).groupby(both.symbol).median()
+    assert np.allclose(shares[["AAPL", "IBM", "MSFT"]], 1, atol=1e-4) and abs(shares["GOOG"] - .5) < .01
 
 
 def test_no_further_jump_looks_like_a_split():

@@ -98,7 +98,7 @@ def test_503_stocks(real_data):
     assert len(found) == 496_495 and found.sector.nunique() == 11
     assert found.session.is_monotonic_increasing and not found.duplicated(["session", "symbol"]).any()
     first = found[found.symbol == "A"].iloc[0]
-    assert (first.open, first.close, first.volume) == (40.610001, 40.110001, 2_770_800) # as decimals, not as 32-bit floats
+    assert (first.open, first.close, first.volume) == (40.61, 40.11, 2_770_800) # decimals, not 40.11000061
 
 
 @pytest.mark.real

@@ -1,4 +1,5 @@
 "The pages: what a lesson cannot show. Kills, a renderer that fails, the real project's sidebar, a browser's opinion."
+import fcntl
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tradenb.ops.page import Mentions, render_report, tidy
-from tradenb.ops.site import api, build, check_links, readme
+from tradenb.ops.site import _recover, _swap, api, build, check_links, readme
 
 ROOT = Path(__file__).parents[1]
 NBS = [p for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
@@ -146,28 +147,61 @@ def test_quarto_failing_says_why_and_changes_nothing(project, monkeypatch):
 def test_killed_at_any_instant_the_site_is_whole(project):
     site = build(project, quarto=None)
     code = f"from tradenb.ops.site import build; print('on', flush=True); build({str(project)!r}, quarto=None)"
-    rng = random.Random(0)
-    for _ in range(6):
+    rng, start = random.Random(0), time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    span = time.perf_counter() - start
+    for _ in range(4):
         run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         run.stdout.readline()
-        time.sleep(rng.uniform(0, 1.2))
+        time.sleep(rng.uniform(0, span))
         run.kill()
         run.wait()
         run.stdout.close()
         assert site.exists() or (project/"._docs.old").exists()
         if site.exists(): assert len(check_links(site)) == 0 and len(list(site.rglob("*.html"))) == 5
 
-def test_a_kill_between_the_two_renames_is_repaired_by_the_next_build(project):
-    site = build(project, quarto=None)
-    site.rename(project/"._docs.old")
-    (project/"nbs/core/room.ipynb").unlink()
-    with pytest.raises(ValueError, match="do not hold"): build(project, quarto=None)
-    assert (site/"core/room.html").exists()
+def _dies_at(n, fn, *args):
+    "Run fn in a child that dies before its nth change of the disk; did it finish?"
+    pid = os.fork()
+    if pid == 0:
+        left = [n]
+        def hook(event, _):
+            if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.move", "shutil.rmtree"):
+                left[0] -= 1
+                if left[0] < 0: os._exit(9)
+        sys.addaudithook(hook)
+        fn(*args)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
 
-def test_two_builds_at_once_both_succeed(project):
-    code = f"from tradenb.ops.site import build; build({str(project)!r}, quarto=None)"
-    runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    assert [r.wait() for r in runs] == [0, 0] and len(check_links(project/"_docs")) == 0
+def test_dying_at_every_step_of_the_swap_leaves_the_old_site_or_the_new_one(tmp_path):
+    out, new = tmp_path/"site", tmp_path/"stage/_site"
+    for n in range(100):
+        shutil.rmtree(tmp_path)
+        for folder, text in ((out, "old"), (new, "new")):
+            (folder/"deep").mkdir(parents=True)
+            for name in ("a", "deep/b"): (folder/name).write_text(text)
+        finished = _dies_at(n, _swap, new, out)
+        _recover(out)
+        texts = [(out/name).read_text() for name in ("a", "deep/b")]
+        assert texts in ([["new", "new"]] if finished else [["old", "old"], ["new", "new"]]), f"died at step {n}"
+        assert not (tmp_path/".site.old").exists()
+        if finished: break
+    assert finished and n > 5
+
+def test_a_second_build_waits_for_the_first(project):
+    site = build(project, quarto=None)
+    (site/"mark").touch()
+    held = os.open(project/"_proc", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    code = f"from tradenb.ops.site import build; print('on', flush=True); build({str(project)!r}, quarto=None)"
+    second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    second.stdout.readline()
+    time.sleep(2.5)
+    assert second.poll() is None and (site/"mark").exists(), "it did not wait"
+    os.close(held)
+    second.communicate()
+    assert second.returncode == 0 and not (site/"mark").exists() and len(check_links(site)) == 0
 
 # ---- one report
 

@@ -30,27 +30,31 @@ _IN_TEXT = [(re.compile(pattern, re.I), cure) for pattern, cure in [
     (r"(://[^/\s:@]+:)[^/\s@]+@", r"\1***@"),                                    # user:password@host
     (rf"({_TELLING}[\w-]*[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}}\]]+", r"\1***")]]  # name=value, "name": "value"
 
+# %% ../../nbs/core/log.ipynb #5790707b
 def _told(environ):
     "Secret values of the environment, longest first; under four characters, none is a secret"
     found = (v for k, v in environ.items() if k.endswith(("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")) and len(v) >= 4)
     return sorted(found, key=len, reverse=True)
 
-# %% ../../nbs/core/log.ipynb #5790707b
+# %% ../../nbs/core/log.ipynb #3f7ba08c
+def _redact(value, secrets):
+    if isinstance(value, Mapping):
+        return {k: "***" if v is not None and _NAME.search(str(k)) else _redact(v, secrets) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        inside = [_redact(v, secrets) for v in value]
+        return inside if isinstance(value, list) else tuple(inside) if isinstance(value, tuple) else set(inside)
+    if not isinstance(value, str): return value
+    for secret in secrets: value = value.replace(secret, "***")
+    for pattern, cure in _IN_TEXT: value = pattern.sub(cure, value)
+    return value
+
+# %% ../../nbs/core/log.ipynb #2b973737
 def redact(
     value,                         # text, or dictionaries and lists of it
     environ:Mapping[str,str]=None, # variables whose values may be secret, default: the environment as it is now
 ):                                 # of the same kind
     "`value` with `***` wherever a secret was"
     return _redact(value, _told(os.environ if environ is None else environ))
-
-def _redact(value, secrets):
-    if isinstance(value, Mapping):
-        return {k: "***" if v is not None and _NAME.search(str(k)) else _redact(v, secrets) for k, v in value.items()}
-    if isinstance(value, list | tuple | set): return type(value)(_redact(v, secrets) for v in value)
-    if not isinstance(value, str): return value
-    for secret in secrets: value = value.replace(secret, "***")
-    for pattern, cure in _IN_TEXT: value = pattern.sub(cure, value)
-    return value
 
 # %% ../../nbs/core/log.ipynb #8ba07d1d
 def _plain(value):
@@ -62,9 +66,9 @@ def _plain(value):
     if value is None or isinstance(value, str | int): return value
     return value.isoformat().removesuffix("T00:00:00") if hasattr(value, "isoformat") else str(value)
 
+# %% ../../nbs/core/log.ipynb #b0dd655e
 def _protect(_, __, event): return redact(_plain(event))
 
-# %% ../../nbs/core/log.ipynb #b0dd655e
 def get_logger(
     name:str, # of a room, "data.store", or a module's __name__
 )->structlog.stdlib.BoundLogger:
@@ -85,48 +89,55 @@ class _Screen(logging.StreamHandler):
     @stream.setter
     def stream(self, _): pass
 
+# %% ../../nbs/core/log.ipynb #47fcea74
 def _formatter(render, clock):
-    def stamp(_, __, event): return {"time": clock().isoformat(timespec="milliseconds").replace("+00:00", "Z"), **event}
+    def stamp(_, __, event):
+        first = {"time": clock().isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+        return first | {k: event[k] for k in ("level", "logger", "event")} | event
     forget = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     return structlog.stdlib.ProcessorFormatter(processors=[forget, stamp, render])
 
+# %% ../../nbs/core/log.ipynb #5399ab02
 def _for_people(stream):
     colour = hasattr(stream, "isatty") and stream.isatty() and "NO_COLOR" not in os.environ
     return structlog.dev.ConsoleRenderer(colors=colour, timestamp_key="time", sort_keys=False,
                                          exception_formatter=structlog.dev.plain_traceback)
 
-# %% ../../nbs/core/log.ipynb #47fcea74
-def configure(
-    json:bool=False,       # lines for machines on the screen too, instead of coloured ones
-    file:str|Path=None,    # also write JSON lines here; one file for one process
-    level:str="INFO",      # the least that is worth a line: DEBUG, INFO, WARNING or ERROR
-    stream=None,           # instead of standard error
-    clock=None,            # () -> aware datetime, default: the time now in UTC
-    max_bytes:int=10**7,   # size at which the file is rotated
-    keep:int=5,            # rotated files kept, file.1 the newest
-)->None:
-    "Send the log of every room to the screen, and to a file if one is named"
-    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
-    if level not in levels:
-        near = get_close_matches(str(level).upper(), levels, 1, 0)[0]
-        raise ValueError(f"no log level {level!r}; did you mean {near!r}? there are {', '.join(levels)}")
-    clock = clock or partial(datetime.now, UTC)
-    machine = structlog.processors.JSONRenderer(ensure_ascii=False)
-    screen = _Screen(stream)
-    screen.setFormatter(_formatter(machine if json else _for_people(screen.stream), clock))
-    handlers:list[logging.Handler] = [screen]
-    if file is not None: handlers.append(_rotating(Path(file), _formatter(machine, clock), max_bytes, keep))
-    logger = logging.getLogger("tradenb")
-    for old in logger.handlers[:]: logger.removeHandler(old); old.close()
-    for new in handlers: logger.addHandler(new)
-    logger.setLevel(level); logger.propagate = False
-
+# %% ../../nbs/core/log.ipynb #0b2f750a
 def _rotating(path, formatter, max_bytes, keep):
     if path.is_dir(): raise ValueError(f"log file {path} is a folder; name a file in it, as {path/'tradenb.log'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=max_bytes, backupCount=keep, encoding="utf-8")
     handler.setFormatter(formatter)
     return handler
+
+# %% ../../nbs/core/log.ipynb #ef3d042b
+def _level(level):
+    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
+    if level in levels: return level
+    near = get_close_matches(str(level).upper(), levels, 1, 0)[0]
+    raise ValueError(f"no log level {level!r}; did you mean {near!r}? there are {', '.join(levels)}")
+
+# %% ../../nbs/core/log.ipynb #1fbb8b0b
+def configure(
+    json:bool=False,         # lines for machines on the screen too, instead of coloured ones
+    file:str|Path|None=None, # also write JSON lines here; one file for one process
+    level:str="INFO",        # the least that is worth a line: DEBUG, INFO, WARNING or ERROR
+    stream=None,             # instead of standard error
+    clock=None,              # () -> aware datetime, default: the time now in UTC
+    max_bytes:int=10**7,     # size at which the file is rotated
+    keep:int=5,              # rotated files kept, file.1 the newest
+)->None:
+    "Send the log of every room to the screen, and to a file if one is named"
+    logger, level, clock = logging.getLogger("tradenb"), _level(level), clock or partial(datetime.now, UTC)
+    machine, screen = structlog.processors.JSONRenderer(ensure_ascii=False), _Screen(stream)
+    screen.setFormatter(_formatter(machine if json else _for_people(screen.stream), clock))
+    handlers:list[logging.Handler] = [screen]
+    if file is not None: handlers.append(_rotating(Path(file), _formatter(machine, clock), max_bytes, keep))
+    logger.setLevel(level)
+    for old in logger.handlers[:]: logger.removeHandler(old); old.close()
+    for new in handlers: logger.addHandler(new)
+    logger.propagate = False
 
 # %% ../../nbs/core/log.ipynb #5436e06b
 configure(level="WARNING")

@@ -7,6 +7,7 @@ __all__ = ['check_panel', 'wide', 'long', 'Dataset']
 
 # %% ../../nbs/core/panel.ipynb #94152f56
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
@@ -19,58 +20,115 @@ def check_panel(
     if list(df.index.names) != ["session", "symbol"]:
         raise ValueError(f"a panel is indexed by (session, symbol), was {tuple(df.index.names)}; "
                          "set_index(['session', 'symbol'])")
-    sessions = df.index.levels[0]
-    if not (isinstance(sessions, pd.DatetimeIndex) and sessions.tz is None and (sessions == sessions.normalize()).all()):
-        raise ValueError(f"sessions are dates without a time or zone, was {sessions[:1].tolist()}; "
-                         "convert instants with core.calendar")
-    again = df.index.duplicated()
-    if again.any():
-        raise ValueError(f"panel has {again.sum()} duplicate (session, symbol) rows, first {_said(df.index[again][0])}; "
-                         "was a file appended twice? dedupe in data.store")
-    if not df.index.is_monotonic_increasing:
-        raise ValueError("panel is not sorted by (session, symbol); sort_index() first")
+    if not len(df): raise ValueError("panel is empty; are the span and the symbols that were asked for in the data?")
+    _check_levels(*df.index.levels)
+    if not _in_order(df.index): _say_why_not(df.index)
     return df
+
+# %% ../../nbs/core/panel.ipynb #c48920da
+def _check_levels(sessions, symbols):
+    dates = isinstance(sessions, pd.DatetimeIndex) and sessions.tz is None and (sessions == sessions.normalize()).all()
+    if not dates:
+        raise ValueError(f"sessions are dates without a time or zone, was {sessions[:1].tolist()} of {sessions.dtype}; "
+                         "convert text with pd.to_datetime, instants with core.calendar")
+    if len(symbols) and not pd.api.types.is_string_dtype(symbols):
+        raise ValueError(f"symbols are text, was {symbols[:1].tolist()} of {symbols.dtype}; astype(str)")
+
+# %% ../../nbs/core/panel.ipynb #423a36de
+def _in_order(index):
+    (i, j), (sessions, symbols) = index.codes, index.levels
+    rows = i.astype("int64")*len(symbols) + j
+    sorted_levels = sessions.is_monotonic_increasing and symbols.is_monotonic_increasing
+    return sorted_levels and i.min() >= 0 and j.min() >= 0 and bool((rows[1:] > rows[:-1]).all())
+
+# %% ../../nbs/core/panel.ipynb #0e0e482c
+def _say_why_not(index):
+    missing = (np.array(index.codes) < 0).any(axis=0)
+    if missing.any():
+        raise ValueError(f"{missing.sum()} rows have no session or no symbol, first row {missing.argmax()}; drop them")
+    again = index.duplicated()
+    if again.any():
+        raise ValueError(f"panel has {again.sum()} duplicate (session, symbol) rows, first {_said(index[again][0])}; "
+                         "was a file appended twice? dedupe in data.store")
+    if not index.is_monotonic_increasing:
+        raise ValueError("panel is not sorted by (session, symbol); sort_index() first")
 
 def _said(key): return f"({key[0]:%Y-%m-%d}, {key[1]})"
 
 # %% ../../nbs/core/panel.ipynb #e9ba5c55
 def wide(
     panel:pd.DataFrame, # any panel
-    column:str,         # which of its columns
-)->pd.DataFrame:        # (sessions, symbols), NaN where the panel has no row
+    column:str,         # which of its columns: numbers, truths or dates
+)->pd.DataFrame:        # (sessions, symbols); NaN or NaT where the panel has no row
     "One column of a panel as a matrix"
+    values = _column(check_panel(panel), column)
     index = panel.index.remove_unused_levels()
     (sessions, symbols), (i, j) = index.levels, index.codes
-    matrix = np.full((len(sessions), len(symbols)), np.nan)
-    matrix[i, j] = panel[column].to_numpy()
+    nothing = np.nan if values.dtype.kind == "f" else np.datetime64("NaT")
+    matrix = np.full((len(sessions), len(symbols)), nothing, values.dtype)
+    matrix[i, j] = values
     return pd.DataFrame(matrix, index=sessions, columns=symbols)
 
-# %% ../../nbs/core/panel.ipynb #467aa2bb
+# %% ../../nbs/core/panel.ipynb #aa47246e
+def _column(panel, name):
+    "Values with room for a missing one: floats and dates as they are, whole numbers and truths as float64"
+    if name not in panel.columns:
+        near = get_close_matches(str(name), map(str, panel.columns), 1)
+        raise ValueError(f"panel has no column {name!r}; " + (f"did you mean {near[0]!r}? " if near else "") +
+                         f"it has {', '.join(map(str, panel.columns))}")
+    dtype = panel[name].dtype
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "fiubM":
+        raise ValueError(f"column {name!r} is {dtype}, a matrix holds numbers or dates; astype(float) first")
+    return panel[name].to_numpy(dtype if dtype.kind in "fM" else float)
+
+# %% ../../nbs/core/panel.ipynb #f276f1a8
 def long(
     **wides:pd.DataFrame, # matrices of one shape, by the name of their column, (sessions, symbols)
 )->pd.DataFrame:          # panel; a row wherever any matrix has a value
     "Matrices back to a panel"
-    first = next(iter(wides.values()))
-    cube = np.stack([w.to_numpy(float) for w in wides.values()], axis=-1)
-    i, j = np.nonzero(~np.isnan(cube).all(axis=-1))
+    if not wides: raise ValueError("no matrix to make a panel of; long(close=closes, volume=volumes)")
+    name, first = next(iter(wides.items()))
+    for other, w in wides.items():
+        if not (w.index.equals(first.index) and w.columns.equals(first.columns)):
+            raise ValueError(f"{other} {w.shape} is not on the labels of {name} {first.shape}; reindex_like it")
+    i, j = np.nonzero(np.any([w.notna().to_numpy() for w in wides.values()], axis=0))
     index = pd.MultiIndex(levels=[first.index, first.columns], codes=[i, j], names=["session", "symbol"])
-    return pd.DataFrame(cube[i, j], index=index, columns=list(wides))
+    return check_panel(pd.DataFrame({k: w.to_numpy()[i, j] for k, w in wides.items()}, index))
 
 # %% ../../nbs/core/panel.ipynb #9af2465d
+def _check_in_time(known_at, sessions):
+    if known_at.dtype.kind != "M": raise ValueError(f"known_at holds sessions, was {known_at.dtype}; pd.to_datetime")
+    early = known_at.to_numpy() < sessions.to_numpy()
+    if early.any():
+        raise ValueError(f"{early.sum()} labels are known before their own session, "
+                         f"first {_said(known_at.index[early][0])}; known_at is when y is known, not when X is")
+
+# %% ../../nbs/core/panel.ipynb #ec99b9cf
 @dataclass(frozen=True)
 class Dataset:
     "Features, labels and the session at whose close each label is known, on one index"
-    X:pd.DataFrame        # features, known at each row's session
-    y:pd.Series           # labels, in the unit that the label's room states
-    w:pd.Series           # sample weights, non-negative
-    known_at:pd.Series    # session at whose close y is known, never before the row's own
+    X:pd.DataFrame     # features, known at each row's session
+    y:pd.Series        # labels, in the unit that the label's room states
+    w:pd.Series        # sample weights, non-negative
+    known_at:pd.Series # session at whose close y is known, never before the row's own
 
     def __post_init__(self):
         check_panel(self.X)
         for name in ("y", "w", "known_at"):
             if not getattr(self, name).index.equals(self.X.index):
                 raise ValueError(f"Dataset.{name} is not on X's index; reindex it, or drop the unlabelled rows from X")
-        early = self.known_at.to_numpy() < self.X.index.get_level_values("session").to_numpy()
-        if early.any():
-            raise ValueError(f"{early.sum()} labels are known before their own session, "
-                             f"first {_said(self.X.index[early][0])}; known_at is when y is known, not when X is")
+        _check_in_time(self.known_at, self.sessions)
+        if (self.w.to_numpy() < 0).any(): raise ValueError("Dataset.w has negative weights; a weight counts a row")
+
+    @property
+    def sessions(self)->pd.DatetimeIndex: # one a row
+        "The session of each row"
+        return self.X.index.get_level_values("session")
+
+    def take(self,
+        positions, # rows to keep, by place, going up, as a splitter gives them
+    )->"Dataset":
+        "The rows at `positions`"
+        return Dataset(*(part.iloc[positions] for part in (self.X, self.y, self.w, self.known_at)))
+
+

@@ -30,13 +30,15 @@ def replace(
     data:bytes, # what it shall hold
 )->None:
     "`path` holds `data`, or what it held before if we are killed meanwhile"
+    folders = [path.parent] # and those to be made, up to one that is there
+    while not folders[-1].exists(): folders.append(folders[-1].parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.{os.getpid()}.tmp"), "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
     os.replace(f.name, path)
-    for folder in (path.parent, path.parent.parent): _flush(folder) # the folder itself may be new
+    for folder in folders: _flush(folder)
 
 # %% ../../nbs/data/home.ipynb #427d17be
 def _flush(folder):
@@ -177,10 +179,14 @@ def parquet(
     rows:pd.DataFrame, # any flat frame
 )->bytes:              # a Parquet file
     "`rows` as Parquet, repeated text kept once"
-    texts = {c: "category" for c in rows if rows[c].dtype == "str"}
-    table, data = pa.Table.from_pandas(rows.astype(texts), preserve_index=False), io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(), data, compression="zstd")
+    table, data = pa.table({c: _column(rows[c]) for c in rows}), io.BytesIO()
+    pq.write_table(table, data, compression="zstd")
     return data.getvalue()
+
+def _column(of):
+    if of.dtype == "str": return pa.array(of.astype("category"), from_pandas=True)
+    if not isinstance(of.dtype, pd.DatetimeTZDtype): return pa.array(of.to_numpy(), from_pandas=True)
+    return pa.array(of.dt.tz_convert(None).to_numpy(), pa.timestamp("us", "UTC"))
 
 # %% ../../nbs/data/home.ipynb #018a3c1f
 def plain(

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
-from ..core.panel import check_panel, wide
+from ..core.panel import check_panel
 
-# %% ../../nbs/features/price.ipynb #3e5b340f
+# %% ../../nbs/features/price.ipynb #1d95798f
 class Trailing:
     "Windows over the last n rows, each made of its own n rows only; the first row returned is the first full window"
     def __init__(self,
@@ -24,7 +24,7 @@ class Trailing:
     def max(self, n): return self._fold(n, np.maximum)
     def min(self, n): return self._fold(n, np.minimum)
     def mean(self, n): return self._fold(n, np.add)/n
-    def std(self, n): return np.sqrt(self._deviations(n)/(n - 1))
+    def std(self, n): return np.sqrt(_deviations(self, n)/(n - 1)) # ddof=1
 
     def _fold(self, n, join):
         if n == 1: return self.x
@@ -35,56 +35,56 @@ class Trailing:
             self._seen[n, join] = join(whole[1:], self.x[:-2*half]) if odd else whole
         return self._seen[n, join]
 
-    def _deviations(self, n):
-        if n == 1: return np.zeros_like(self.x)
-        if (n, "deviations") not in self._seen:
-            half, odd = divmod(n, 2)
-            total, part = self._fold(half, np.add), self._deviations(half)
-            whole = np.square(total[half:] - total[:-half])/(2*half)
-            if half > 1: whole += part[half:]; whole += part[:-half]
-            if odd:
-                apart = self._fold(2*half, np.add)[1:]/(2*half) - self.x[:-2*half]
-                whole = whole[1:] + np.square(apart)*(2*half/n)
-            self._seen[n, "deviations"] = whole
-        return self._seen[n, "deviations"]
+# %% ../../nbs/features/price.ipynb #3e5b340f
+def _deviations(trailing, n):
+    "Sum of squared deviations of each window from its own mean"
+    x, seen = trailing.x, trailing._seen
+    if n == 1: return np.zeros_like(x)
+    if (n, "deviations") not in seen:
+        half, odd = divmod(n, 2)
+        total, part = trailing._fold(half, np.add), _deviations(trailing, half)
+        whole = np.square(total[half:] - total[:-half])/(2*half)
+        if half > 1: whole += part[half:]; whole += part[:-half]
+        if odd: whole = whole[1:] + np.square(trailing.mean(2*half)[1:] - x[:-2*half])*(2*half/n)
+        seen[n, "deviations"] = whole
+    return seen[n, "deviations"]
 
 # %% ../../nbs/features/price.ipynb #53aef451
 def _on_rows(panel, columns, names, lookback, formulas, block=128):
-    "DataFrame `names` on the panel's index; formulas(rows, *matrices) yields (name, matrix) for the last `rows` of a block"
-    panel = _in_order(check_panel(panel), columns, names)
-    (i, j), (sessions, symbols) = panel.index.codes, panel.index.levels
-    matrices = [wide(panel, c).to_numpy() for c in columns]
-    out = np.empty((len(names), len(panel)))
+    "DataFrame `names` on the panel's index; formulas(rows, *matrices) yields (name, matrix) for a block's last `rows`"
+    values = [_numbers(panel, c, names) for c in columns]
+    (i, sessions), (j, symbols) = (_places(*axis) for axis in zip(panel.index.levels, panel.index.codes, strict=True))
+    at, out = i*symbols + j, np.empty((len(names), len(panel)))
 
     def fill(start):
-        stop = min(start + block, len(sessions))
-        own = slice(*np.searchsorted(i, [start, stop]))
-        at = (i[own] - start).astype(int)*len(symbols) + j[own]
-        parts = [_block(m, start - lookback + 1, stop, c == "volume") for m, c in zip(matrices, columns, strict=True)]
+        stop, first = min(start + block, sessions), start - lookback + 1
+        before, begin, end = np.searchsorted(i, [first, start, stop])
+        matrices = [np.full((stop - first, symbols), np.nan) for _ in columns]
+        for x, v in zip(matrices, values, strict=True): x.ravel()[at[before:end] - first*symbols] = v[before:end]
+        back = at[begin:end] - start*symbols
         with np.errstate(all="ignore"):
-            for name, made in formulas(stop - start, *parts): np.take(made, at, out=out[names.index(name), own], mode="clip")
+            for name, made in formulas(stop - start, *matrices):
+                np.take(made, back, out=out[names.index(name), begin:end], mode="clip")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool: list(pool.map(fill, range(0, len(sessions), block)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool: list(pool.map(fill, range(0, sessions, block)))
     return pd.DataFrame(out.T, panel.index, names, copy=False)
 
-def _block(matrix, start, stop, zero):
-    "Rows start to stop, missing ones before the first, and numbers that are no price (or no volume) missing too"
-    x = matrix[max(start, 0):stop]
-    x = np.where((x >= 0 if zero else x > 0) & (x < np.inf), x, np.nan)
-    return x if start >= 0 else np.vstack([np.full((-start, x.shape[1]), np.nan), x])
-
 # %% ../../nbs/features/price.ipynb #f224435f
-def _in_order(panel, columns, names):
-    "The panel with what the features need, its index levels sorted and without unused values"
-    lacking = [c for c in columns if c not in panel]
-    if lacking:
-        raise ValueError(f"the panel has no {', '.join(lacking)}, needed for {names[0]} to {names[-1]}; "
+def _numbers(panel, column, names):
+    "A column by row, missing where it is no price (or no volume)"
+    if column not in check_panel(panel):
+        raise ValueError(f"panel has no {column}, needed for {names[0]} to {names[-1]}; "
                          f"it has {', '.join(map(str, panel))}; rename the vendor's columns in data.providers")
-    if not len(panel): raise ValueError("the panel is empty; was the store asked for a span that it does not hold?")
-    index = panel.index.remove_unused_levels()
-    if not all(level.is_monotonic_increasing for level in index.levels):
-        index = pd.MultiIndex.from_arrays([index.get_level_values(n) for n in index.names], names=index.names)
-    return panel.set_axis(index)
+    x, least = panel[column].to_numpy(float), 0. if column == "volume" else np.nextafter(0, 1)
+    return x if x.min() >= least and x.max() < np.inf else np.where((x >= least) & (x < np.inf), x, np.nan)
+
+# %% ../../nbs/features/price.ipynb #f56ab988
+def _places(level, code):
+    "Position of each row on an axis in order, and the axis' length, without the values that no row uses"
+    used = np.flatnonzero(np.bincount(code, minlength=len(level)))
+    place = np.zeros(len(level), int)
+    place[used[np.argsort(level[used])]] = np.arange(len(used))
+    return place[code], len(used)
 
 # %% ../../nbs/features/price.ipynb #6795a2a2
 CORE14 = ("ret_1 ret_5 ret_20 vol_5 vol_20 volume_vol dist_high_20 dist_low_20 range_compression "
@@ -96,6 +96,7 @@ def core14(
     "The fourteen features of the ranker; look-back 21 sessions"
     return _on_rows(panel, ["high", "low", "close", "volume"], CORE14, 21, _core14)
 
+# %% ../../nbs/features/price.ipynb #15bbb5f6
 def _core14(rows, high, low, close, volume):
     c = close[-rows:]
     yield from _traded(Trailing(volume), rows)
@@ -116,11 +117,16 @@ def _traded(volume, rows):
     yield "volume_ratio", volume.x[-rows:]/usual
     yield "volume_trend", volume.mean(5)[-rows:]/usual - 1
 
-def _scaled(ret, vol, n): return ret/np.where(vol > 1e-7, vol*n**.5, np.nan)
+# %% ../../nbs/features/price.ipynb #6313c163
+def _scaled(ret, vol, n):
+    mom = ret/(vol*n**.5)
+    np.copyto(mom, np.nan, where=vol <= 1e-7)
+    return mom
 
 def _everybody(ret):
-    total = np.cumsum(np.nan_to_num(ret), axis=1)[:, -1:] # one by one: a name yet to be listed adds 0 and changes no bit
-    return np.broadcast_to(total/np.count_nonzero(ret == ret, axis=1)[:, None], ret.shape)
+    there = ret == ret
+    total = np.cumsum(np.where(there, ret, 0.), axis=1)[:, -1:] # one by one: names yet to be listed add 0
+    return np.broadcast_to(total/np.count_nonzero(there, axis=1)[:, None], ret.shape)
 
 # %% ../../nbs/features/price.ipynb #c40817d6
 def momentum(
@@ -134,11 +140,13 @@ def momentum(
         for n in windows: yield f"mom_{n}", _scaled(close[-rows:]/close[-n-rows:-n] - 1, r.std(n)[-rows:], n)
     return _on_rows(panel, ["close"], [f"mom_{n}" for n in windows], max(windows) + 1, formulas)
 
+# %% ../../nbs/features/price.ipynb #238a7bd6
 def _checked(windows):
     windows = [windows] if np.isscalar(windows) else list(windows)
     whole = all(isinstance(n, (int, np.integer)) and n > 1 for n in windows)
     if not (windows and whole and len(set(windows)) == len(windows)):
-        raise ValueError(f"windows are different whole numbers of sessions from 2 up, was {windows}; say windows=(20, 60)")
+        raise ValueError(f"windows are different whole numbers of sessions from 2 up, was {windows}; "
+                         "say windows=(20, 60)")
     return windows
 
 # %% ../../nbs/features/price.ipynb #d6ae5764

@@ -7,6 +7,7 @@ __all__ = ['C', 'Model', 'parameters', 'clone', 'feature_matrix', 'out_of_fold',
 
 # %% ../../nbs/models/base.ipynb #5361809a
 import hashlib
+import importlib
 import inspect
 import json
 import os
@@ -27,7 +28,7 @@ from ..core.panel import Dataset
 @runtime_checkable
 class Model(Protocol):
     "What every learner promises"
-    def fit(self, ds:Dataset)->Self: ...            # learn from these rows; the same rows, the same model, to the bit
+    def fit(self, ds:Dataset)->Self: ...               # learn from these rows; the same rows, the same model
     def predict(self, X:pd.DataFrame)->pd.Series: ...  # one finite score a row, on X's index, in the label's unit
 
 # %% ../../nbs/models/base.ipynb #a9b916c8
@@ -42,25 +43,24 @@ def parameters(
                         f"__init__ stores each one untouched: self.{lost[0]} = {lost[0]}")
     return {name: getattr(model, name) for name in told}
 
-# %% ../../nbs/models/base.ipynb #ac53ee13
+# %% ../../nbs/models/base.ipynb #253cbdf8
 def clone(
     model:Model, # any model, fitted or not
-)->Model:        # of the same class; a parameter that is a model is cloned too
+)->Any:          # a Model of the same class; a parameter that is a model is cloned too
     "A fresh model with the same parameters, not fitted"
     return type(model)(**{name: clone(value) if isinstance(value, Model) else deepcopy(value)
                           for name, value in parameters(model).items()})
 
 # %% ../../nbs/models/base.ipynb #b23c97f3
 def feature_matrix(
-    X:pd.DataFrame,               # features, by name
+    X:pd.DataFrame,                 # features, by name
     features:list[str] | None=None, # the names that were learnt, in order; None: whatever X has
-)->np.ndarray:                    # float32, (rows, features), NaN where missing
+)->np.ndarray:                      # float32, (rows, features), NaN where missing
     "Features as numbers, if they are the ones that were learnt"
-    if features is not None and list(X.columns) != features: raise ValueError(_differ(list(X.columns), features))
-    if again := X.columns[X.columns.duplicated()].tolist():
-        raise ValueError(f"feature {again[0]!r} is there twice; was a family of features joined twice?")
-    if alien := [c for c in X if X[c].dtype.kind not in "fiub"]:
-        raise TypeError(f"feature {alien[0]!r} holds {X[alien[0]].dtype}, not numbers; encode it, or leave it out")
+    _same_features(list(X.columns), features)
+    for name, dtype in X.dtypes.items():
+        if dtype.kind not in "fiub":
+            raise TypeError(f"feature {name!r} holds {dtype}, not numbers; encode it, or leave it out")
     with np.errstate(over="ignore"): matrix = np.ascontiguousarray(X.to_numpy(np.float32))
     if np.isinf(matrix).any():
         i, j = np.argwhere(np.isinf(matrix))[0]
@@ -70,32 +70,37 @@ def feature_matrix(
 
 def _said(key): return f"({key[0]:%Y-%m-%d}, {key[1]})"
 
-def _differ(has, learnt):
-    if lost := [f for f in learnt if f not in has]: what = f"{lost[0]!r} and {len(lost) - 1} more" if lost[1:] else repr(lost[0])
-    elif more := [f for f in has if f not in learnt]: return f"the model never saw feature {more[0]!r}; score X[model.features_]"
-    else: return "these are the features that were learnt, in another order; score X[model.features_]"
-    return f"the model learnt feature {what}, which X does not have; build the features as for training"
+# %% ../../nbs/models/base.ipynb #806ccbb0
+def _same_features(has, learnt):
+    if len(set(has)) < len(has):
+        raise ValueError(f"feature {max(has, key=has.count)!r} is there twice; was a family of features joined twice?")
+    if learnt is None or has == learnt: return
+    if lost := [name for name in learnt if name not in has]:
+        raise ValueError(f"X lacks {len(lost)} of the features that were learnt, first {lost[0]!r}; "
+                         "build them as for training")
+    if more := [name for name in has if name not in learnt]:
+        raise ValueError(f"the model never saw feature {more[0]!r}; score X[model.features_]")
+    raise ValueError("these are the features that were learnt, in another order; score X[model.features_]")
 
 # %% ../../nbs/models/base.ipynb #a79ccfae
 def _checked(ds, train, test, where):
     "Sorted positions of one fold, if nothing in it leaks"
-    train, test = (_positions(p, len(ds.X), f"{where}: {what}") for p, what in ((train, "train"), (test, "test")))
+    train, test = _positions(train, len(ds.X), f"{where}: train"), _positions(test, len(ds.X), f"{where}: test")
     if not len(test): raise ValueError(f"{where} tests no row; a splitter leaves such a fold out")
     first = ds.X.index[test[0]][0]
     if not len(train): raise ValueError(f"{where} has no row to learn from before {first:%Y-%m-%d}; "
                                         "test later, or fetch a longer history")
     late = ~(ds.known_at.to_numpy()[train] < first.to_datetime64()) # a label not known yet (NaT) is late too
     if late.any():
-        row = ds.X.index[train[late][0]]
-        raise ValueError(f"{where} learns from {late.sum()} labels that were not known before its first test session, "
-                         f"{first:%Y-%m-%d}, first {_said(row)}; the splitter leaks: purge by known_at, "
-                         "as validation.splits does")
+        row = _said(ds.X.index[train[late][0]])
+        raise ValueError(f"{where} is tested from {first:%Y-%m-%d}, and learns from {late.sum()} labels that were not "
+                         f"known before, first {row}; the splitter leaks: purge by known_at, as validation.splits does")
     return train, test
 
+# %% ../../nbs/models/base.ipynb #d4ffbcaa
 def _positions(p, n, what):
-    p = np.asarray(p)
-    if not p.size: p = p.astype(int)
-    if p.ndim != 1 or p.dtype.kind not in "iu" or (p.size and not 0 <= p.min() <= p.max() < n):
+    p = np.asarray(p) if len(p) else np.empty(0, int)
+    if p.ndim != 1 or p.dtype.kind not in "iu" or (len(p) and not 0 <= p.min() <= p.max() < n):
         raise ValueError(f"{what} must be row positions from 0 to {n - 1}; np.flatnonzero makes positions of a mask")
     return np.sort(p)
 
@@ -104,29 +109,35 @@ def _scored(model, ds, train, test, where):
     "Scores of one fold's test rows, by a fresh model, as an array"
     X, fresh = ds.X.iloc[test], clone(model)
     try:
-        fresh.fit(Dataset(ds.X.iloc[train], ds.y.iloc[train], ds.w.iloc[train], ds.known_at.iloc[train]))
+        fresh.fit(ds.take(train))
         scores = fresh.predict(X)
     except Exception as e:
         e.add_note(f"in {where}: {len(train)} rows to learn from, tested from {X.index[0][0]:%Y-%m-%d}")
         raise
-    if not (isinstance(scores, pd.Series) and scores.index.equals(X.index)):
-        raise ValueError(f"{where}: {type(model).__name__}.predict must give a Series on X's own index; "
+    return _honest(scores, X.index, f"{where}: {type(model).__name__}")
+
+def _honest(scores, index, who):
+    if not (isinstance(scores, pd.Series) and scores.index.equals(index)):
+        raise ValueError(f"{who}.predict must give a Series on X's own index; "
                          "return pd.Series(scores, X.index, name='score')")
-    bad = ~np.isfinite(scores.to_numpy(float))
-    if bad.any(): raise ValueError(f"{where}: {bad.sum()} of {len(bad)} scores are no numbers, first {_said(X.index[bad][0])}; "
-                                   "a model scores every row: handle missing features inside, or drop the rows before")
-    return scores.to_numpy(float)
+    bad = ~np.isfinite(values := scores.to_numpy(float))
+    if bad.any():
+        raise ValueError(f"{who}: {bad.sum()} of {len(bad)} scores are no numbers, first {_said(index[bad][0])}; "
+                         "handle missing features in the model, or drop such rows before")
+    return values
 
 # %% ../../nbs/models/base.ipynb #16a2d330
 def _side_by_side(model, n_jobs, backend)->int:
     "How many folds run at a time"
     from joblib import cpu_count, effective_n_jobs
     if backend not in ("loky", "threading", "multiprocessing"): return n_jobs # a cluster counts its own cores
-    return max(1, min(effective_n_jobs(n_jobs), cpu_count()//effective_n_jobs(_threads(model))))
+    threads = max(effective_n_jobs(n) for n in _threads(model))
+    return max(1, min(effective_n_jobs(n_jobs), cpu_count()//threads))
 
-def _threads(model): # its own, or those of a model inside it
-    inside = [_threads(value) for value in parameters(model).values() if isinstance(value, Model)]
-    return max([getattr(model, "n_jobs", None) or 1, *inside], key=lambda n: np.inf if n < 0 else n)
+def _threads(model):
+    yield getattr(model, "n_jobs", None) or 1
+    for inside in parameters(model).values():
+        if isinstance(inside, Model): yield from _threads(inside)
 
 # %% ../../nbs/models/base.ipynb #5f6091c0
 def out_of_fold(
@@ -140,33 +151,35 @@ def out_of_fold(
     "Every tested row scored by a model that was fitted before it"
     from joblib import Parallel, delayed
     from tqdm import tqdm
-    folds = list(splitter.split(dataset))
-    named = [f"fold {i} of {len(folds)}" for i in range(1, len(folds) + 1)]
-    folds = [_checked(dataset, *fold, where) for fold, where in zip(folds, named, strict=True)]
-    _tested_once(dataset, folds)
-    run = Parallel(_side_by_side(model, n_jobs, backend), backend=backend, return_as="generator" if progress else "list")
-    found = run(delayed(_scored)(model, dataset, *fold, where) for fold, where in zip(folds, named, strict=True))
-    found = list(tqdm(found, desc="folds", total=len(folds), disable=not progress))
-    scores = np.full(len(dataset.X), np.nan)
-    for (_, test), values in zip(folds, found, strict=True): scores[test] = values
-    at = np.sort(np.concatenate([test for _, test in folds]))
-    return pd.Series(scores[at], dataset.X.index[at].remove_unused_levels(), name="score")
+    given = list(splitter.split(dataset))
+    folds = [(*_checked(dataset, train, test, at := f"fold {i} of {len(given)}"), at)
+             for i, (train, test) in enumerate(given, 1)]
+    rows = _tested_once(dataset, [test for _, test, _ in folds])
+    run = Parallel(_side_by_side(model, n_jobs, backend), backend=backend,
+                   return_as="generator" if progress else "list")
+    found = run(delayed(_scored)(model, dataset, *fold) for fold in folds)
+    found = tqdm(found, desc="folds", total=len(folds), disable=not progress)
+    scores = pd.Series(np.concatenate(list(found)), dataset.X.index[rows], name="score")
+    return scores.iloc[np.argsort(rows)].set_axis(dataset.X.index[np.sort(rows)].remove_unused_levels())
 
-def _tested_once(ds, folds):
-    if not folds: raise ValueError("the splitter gave no fold; lower its training span, or fetch a longer history")
-    times = np.bincount(np.concatenate([test for _, test in folds]), minlength=len(ds.X))
+# %% ../../nbs/models/base.ipynb #193dc144
+def _tested_once(ds, tests):
+    "Positions of all tested rows, in the order of the folds"
+    if not tests: raise ValueError("the splitter gave no fold; lower its training span, or fetch a longer history")
+    times = np.bincount(rows := np.concatenate(tests), minlength=len(ds.X))
     if times.max() > 1:
-        at = times.argmax()
-        raise ValueError(f"{_said(ds.X.index[at])} is tested {times[at]} times; one row has one score here: "
+        row = _said(ds.X.index[times.argmax()])
+        raise ValueError(f"{row} is tested {times.max()} times, and one row has one score here; "
                          "let the test blocks not overlap, or score each path of the splitter by itself")
+    return rows
 
-# %% ../../nbs/models/base.ipynb #22711c14
-_LOADABLE:dict[str, type] = {} # by the name that training.json calls it
-C = TypeVar("C")
+# %% ../../nbs/models/base.ipynb #584c7589
+_LOADABLE:dict[str, Any] = {} # classes, by the name that training.json calls them
+C = TypeVar("C", bound=type)
 
 def register(
-    cls:type[C], # a Model with file, library, dump() -> bytes and restore(bytes) -> self, which sets features_
-)->type[C]:      # the same class
+    cls:C, # a Model with file, library, dump() -> bytes and restore(bytes) -> self, which sets features_
+)->C:      # the same class
     "Let `load` make models of this class"
     if lack := [a for a in ("file", "library", "dump", "restore", "fit", "predict") if not hasattr(cls, a)]:
         raise TypeError(f"{cls.__name__} cannot be kept: it has no {lack[0]}")
@@ -175,30 +188,34 @@ def register(
 
 # %% ../../nbs/models/base.ipynb #6d67eb4e
 def save(
-    model:Model,                 # fitted, of a registered class
+    model:Any,                   # fitted Model of a registered class
     folder:str | Path,           # where it will be; must not hold another model
     dataset:Dataset | None=None, # what it learnt from: its rows and sessions are written down
     fingerprint:str | None=None, # of the data behind the dataset
 )->Path:                         # the folder
     "A fitted model as plain files with their hashes, whole or not at all"
-    if type(model).__name__ not in _LOADABLE: raise TypeError(f"{type(model).__name__} could not be loaded again; register it")
-    if not hasattr(model, "features_"): raise ValueError(f"{type(model).__name__} has learnt nothing yet; fit it first")
+    name, folder = type(model).__name__, Path(folder)
+    if name not in _LOADABLE: raise TypeError(f"{name} could not be loaded again; register the class")
+    if not hasattr(model, "features_"): raise ValueError(f"{name} has learnt nothing yet; fit it first")
     files = {model.file: model.dump(), "feature_list.json": _json(model.features_),
              "training.json": _json(_training(model, dataset, fingerprint))}
-    files["SHA256SUMS"] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
-    if not _holds(folder := Path(folder), files): _put(folder, files)
+    sums = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()]
+    files["SHA256SUMS"] = "".join(sums).encode()
+    if not _holds(folder, files): _put(folder, files)
     return folder
 
 def _json(value)->bytes: return (json.dumps(value, indent=1, default=lambda v: v.item()) + "\n").encode()
 
-def _training(model, ds, fingerprint)->dict:
-    seen = dict(rows=len(ds.X), first=f"{ds.X.index[0][0]:%Y-%m-%d}", last=f"{ds.X.index[-1][0]:%Y-%m-%d}",
-                known=f"{ds.known_at.max():%Y-%m-%d}") if ds is not None else {}
-    versions = dict(python=platform.python_version(), tradenb=__version__, numpy=np.__version__, pandas=pd.__version__)
-    versions[model.library] = __import__(model.library).__version__
-    return {"class": type(model).__name__, "parameters": parameters(model), **seen, "data": fingerprint, "versions": versions}
-
 # %% ../../nbs/models/base.ipynb #93f135c4
+def _training(model, ds, fingerprint)->dict:
+    span = {} if ds is None else dict(first=ds.sessions[0], last=ds.sessions[-1], known=ds.known_at.max())
+    seen = {} if ds is None else dict(rows=len(ds.X), **{k: f"{day:%Y-%m-%d}" for k, day in span.items()})
+    versions = dict(python=platform.python_version(), tradenb=__version__, numpy=np.__version__, pandas=pd.__version__)
+    versions[model.library] = importlib.import_module(model.library).__version__
+    return {"class": type(model).__name__, "parameters": parameters(model), **seen,
+            "data": fingerprint, "versions": versions}
+
+# %% ../../nbs/models/base.ipynb #3ac69f75
 def _holds(folder, files)->bool:
     "Are these very files there already?"
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return False
@@ -206,6 +223,7 @@ def _holds(folder, files)->bool:
     raise FileExistsError(f"{folder} holds another model, or a damaged one; a saved model is never overwritten: "
                           "remove the folder, or save elsewhere")
 
+# %% ../../nbs/models/base.ipynb #7d0b2bfc
 def _put(folder, files):
     "All files in one stroke"
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -215,7 +233,7 @@ def _put(folder, files):
         for path in *beside.iterdir(), beside: _to_disk(path)
         try: beside.rename(folder)
         except OSError:
-            if not _holds(folder, files): raise   # else somebody saved the same model meanwhile
+            if not _holds(folder, files): raise # else somebody saved the same model meanwhile
         _to_disk(folder.parent)
     finally: shutil.rmtree(beside, ignore_errors=True)
 
@@ -238,7 +256,7 @@ def load(
     if cls.file not in files: raise FileNotFoundError(f"{folder}/SHA256SUMS lists no {cls.file}; {_CURE}")
     model = cls(**training["parameters"]).restore(files[cls.file])
     if list(model.features_) != features:
-        raise ValueError(f"{folder}: {cls.file} and feature_list.json disagree about the features or their order; {_CURE}")
+        raise ValueError(f"{folder}: {cls.file} and feature_list.json disagree about the features; {_CURE}")
     model.training_ = training
     return model
 
@@ -247,12 +265,13 @@ _CURE = "restore the folder from a backup, or train and save again"
 # %% ../../nbs/models/base.ipynb #7dfbbaa5
 def _verified(folder)->dict[str, bytes]:
     "The bytes of every file in SHA256SUMS, by name, as they were saved"
-    if not (folder/"SHA256SUMS").is_file(): raise FileNotFoundError(f"no saved model at {folder} (no SHA256SUMS there); "
-                                                                    "models.base.save makes one")
+    if not (folder/"SHA256SUMS").is_file():
+        raise FileNotFoundError(f"no saved model at {folder} (no SHA256SUMS there); models.base.save makes one")
     files = {}
     for line in (folder/"SHA256SUMS").read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        if Path(name).name != name or len(digest) != 64: raise ValueError(f"{folder}/SHA256SUMS is damaged at {line[:80]!r}; {_CURE}")
+        if Path(name).name != name or len(digest) != 64:
+            raise ValueError(f"{folder}/SHA256SUMS is damaged at {line[:80]!r}; {_CURE}")
         if not (folder/name).is_file(): raise FileNotFoundError(f"{folder} has lost {name}; {_CURE}")
         files[name] = (folder/name).read_bytes()
         if hashlib.sha256(files[name]).hexdigest() != digest:

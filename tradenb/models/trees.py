@@ -20,13 +20,13 @@ class _Boosted:
     "What both libraries share"
     file:ClassVar[str]; library:ClassVar[str]
     features_:list[str]; model_:Any
+    _grow:Any; _answer:Any; _gain:Any # each library's own
 
     def fit(self, ds:Dataset):
         "Learn from these rows, weighted by `ds.w`; NaN features are missing values"
-        X, y, w = feature_matrix(ds.X), *_labels(ds)
+        X, names = feature_matrix(ds.X), _names(ds.X)
         if not X.size: raise ValueError(f"nothing to learn from: {len(X)} rows, {X.shape[1]} features")
-        self.features_ = _names(ds.X)
-        self.model_ = self._grow(X, y, w)
+        self.features_, self.model_ = names, self._grow(names, X, *_labels(ds))
         return self
 
     def predict(self, X:pd.DataFrame)->pd.Series:
@@ -39,7 +39,7 @@ class _Boosted:
         gain = pd.Series(self._gain(), name="gain", dtype=float).rename_axis("feature")
         return (gain/(gain.sum() or 1)).sort_values(ascending=False, kind="stable")
 
-    def __repr__(self):
+    def __repr__(self)->str:
         default = {f.name: f.default for f in fields(self)} # type: ignore[arg-type]
         told = ", ".join(f"{k}={v!r}" for k, v in parameters(self).items() if v != default[k])
         return f"{type(self).__name__}({told})"
@@ -48,21 +48,29 @@ class _Boosted:
 def _labels(ds):
     "Labels and weights as arrays, if there is something to learn from them"
     y, w = ds.y.to_numpy(float), ds.w.to_numpy(float)
-    for name, bad, cure in (("label", ~np.isfinite(y), "drop rows whose label is not known yet"),
-                            ("weight", ~(np.isfinite(w) & (w >= 0)), "weights are finite, 0 or more")):
-        if bad.any():
+    for name, values, cure in (("label", y, "drop rows whose label is not known yet"),
+                               ("weight", w, "a row that should not count has weight 0")):
+        if (bad := ~np.isfinite(values)).any():
             session, symbol = ds.X.index[bad][0]
             raise ValueError(f"{bad.sum()} of {len(bad)} {name}s cannot be learnt from, "
                              f"first ({session:%Y-%m-%d}, {symbol}); {cure}")
     if not w.sum(): raise ValueError("every weight is 0, so no row counts; did a regime mask leave nothing?")
     return y, w
 
-def _names(X):
-    if bad := [c for c in X.columns if not isinstance(c, str) or not c or set(c) & set(' \t\n"[]{}<>,:')]:
-        raise ValueError(f"a model file cannot carry the feature name {bad[0]!r}; use letters, digits and _")
+# %% ../../nbs/models/trees.ipynb #4f046049
+def _names(X)->list[str]:
+    bad = [c for c in X.columns if not isinstance(c, str) or not c or set(c) & set(' \t\n"[]{}<>,:')]
+    if bad: raise ValueError(f"a model file cannot carry the feature name {bad[0]!r}; use letters, digits and _")
     return list(X.columns)
 
 # %% ../../nbs/models/trees.ipynb #f7b045c7
+def _grow_xgboost(model, names, X, y, w):
+    import xgboost as xgb # takes a while, so not before it is needed
+    told = {k: v for k, v in parameters(model).items() if k not in ("n_estimators", "n_jobs")}
+    rows = xgb.QuantileDMatrix(X, y, weight=w, feature_names=names, max_bin=model.max_bin, nthread=model.n_jobs)
+    return xgb.train({**told, "nthread": model.n_jobs, "tree_method": "hist"}, rows, model.n_estimators)
+
+# %% ../../nbs/models/trees.ipynb #dbf74e6c
 @register
 @dataclass(eq=False, repr=False)
 class XGBoost(_Boosted):
@@ -78,32 +86,34 @@ class XGBoost(_Boosted):
     seed:int=0                  # of the row and feature samples
     n_jobs:int=1                # threads of one fit
     file, library = "model.ubj", "xgboost"
-
-    def _grow(self, X, y, w):
-        import xgboost as xgb
-        told = {k: v for k, v in parameters(self).items() if k not in ("n_estimators", "n_jobs")}
-        rows = xgb.QuantileDMatrix(X, y, weight=w, feature_names=self.features_, max_bin=self.max_bin, nthread=self.n_jobs)
-        return xgb.train({**told, "nthread": self.n_jobs, "tree_method": "hist"}, rows, self.n_estimators)
+    _grow = _grow_xgboost
 
     def _answer(self, X): return self.model_.inplace_predict(X)
 
     def _gain(self):
         gain = self.model_.get_score(importance_type="total_gain")
-        return {f: gain.get(f, 0.) for f in self.features_}
+        return {f: gain.get(f, 0.) for f in self.features_} # a feature that no split used is not in the library's list
 
     def dump(self)->bytes:
         "The model in XGBoost's own format, UBJSON"
         return bytes(self.model_.save_raw("ubj"))
 
-    def restore(self, data:bytes):
+    def restore(self, data:bytes)->"XGBoost":
         "Become the model that `dump` wrote"
         import xgboost as xgb
         self.model_ = xgb.Booster({"nthread": self.n_jobs})
         self.model_.load_model(bytearray(data))
-        self.features_ = list(self.model_.feature_names)
+        self.features_ = list(self.model_.feature_names or [])
         return self
 
 # %% ../../nbs/models/trees.ipynb #c44c911f
+def _grow_lightgbm(model, names, X, y, w):
+    import lightgbm as lgb
+    told = {k: v for k, v in parameters(model).items() if k not in ("n_estimators", "n_jobs")}
+    told |= dict(num_threads=model.n_jobs, subsample_freq=1, deterministic=True, force_row_wise=True, verbose=-1)
+    return lgb.train(told, lgb.Dataset(X, y, weight=w, feature_name=names, params=told), model.n_estimators)
+
+# %% ../../nbs/models/trees.ipynb #a7b8cb79
 @register
 @dataclass(eq=False, repr=False)
 class LightGBM(_Boosted):
@@ -120,13 +130,7 @@ class LightGBM(_Boosted):
     seed:int=0                  # of the row and feature samples
     n_jobs:int=1                # threads of one fit
     file, library = "model.txt", "lightgbm"
-
-    def _grow(self, X, y, w):
-        import lightgbm as lgb
-        told = {k: v for k, v in parameters(self).items() if k not in ("n_estimators", "n_jobs")}
-        told |= dict(num_threads=self.n_jobs, subsample_freq=1, deterministic=True, force_row_wise=True, verbose=-1)
-        rows = lgb.Dataset(X, y, weight=w, feature_name=self.features_, params=told)
-        return lgb.train(told, rows, self.n_estimators)
+    _grow = _grow_lightgbm
 
     def _answer(self, X): return self.model_.predict(X, num_threads=self.n_jobs)
 
@@ -136,7 +140,7 @@ class LightGBM(_Boosted):
         "The model in LightGBM's own format, text"
         return self.model_.model_to_string().encode()
 
-    def restore(self, data:bytes):
+    def restore(self, data:bytes)->"LightGBM":
         "Become the model that `dump` wrote"
         import lightgbm as lgb
         self.model_ = lgb.Booster(model_str=data.decode())

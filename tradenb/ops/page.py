@@ -171,6 +171,7 @@ table.api td:first-child { white-space: nowrap }
 .diagram { margin: 1rem 0 }
 .diagram img { width: 100%; padding: .5rem }
 div.sourceCode pre { font-size: .8em; line-height: 1.45; padding-left: .8rem; padding-right: .5rem }
+details { margin: .3rem 0 .9rem }
 details > summary { cursor: pointer; font-size: .8em; color: var(--bs-secondary-color) }
 .signature { border-top: 1px solid var(--bs-border-color); margin: 1.6rem 0 1.2rem; padding-top: .2rem }
 .signature div.sourceCode pre { background: var(--bs-tertiary-bg) !important; border-left: 3px solid #3b6ea5 }

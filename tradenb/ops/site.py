@@ -42,6 +42,10 @@ def _signature(node, lines:list)->str:
 # %% ../../nbs/ops/site.ipynb #4ac377e2
 _EXPORT = re.compile(r"#\s*\|\s*exports?\b.*\n?")
 
+def _public(source:str)->list:
+    "The functions and classes that a cell offers"
+    return [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"]
+
 def api(
     notebook:str|Path, # a room under nbs/
 )->pd.DataFrame:       # a row an exported function or class: name, doc, signature, source
@@ -51,7 +55,7 @@ def api(
     for cell in read_notebook(Path(notebook))["cells"]:
         if cell["cell_type"] != "code" or not _EXPORT.match(cell["source"]): continue
         lines = cell["source"].splitlines()
-        public = [n for n in ast.parse(cell["source"]).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"]
+        public = _public(cell["source"])
         for node in public:
             own = "\n".join(lines[node.lineno - 1:node.end_lineno])
             whole = _EXPORT.sub("", cell["source"]).strip() # with the private parts it stands on
@@ -66,7 +70,11 @@ def _shown(row)->str:
     return (f"::: {{.signature}}\n\n{heading}\n\n{_code(row.signature)}\n\n{row.doc}\n\n"
             f"{_folded(row.source)}\n\n:::\n")
 
-def _folded(source:str)->str: return f"<details><summary>Source</summary>\n\n{_code(source)}\n\n</details>"
+def _folded(source:str)->str:
+    "Code under a line that opens it, and that names what the code keeps to itself"
+    names = [n.name for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    said = "" if _public(source) else "".join(f" <code>{name}</code>" for name in names)
+    return f"<details><summary>Source{said}</summary>\n\n{_code(source)}\n\n</details>"
 
 def _code(source:str)->str:
     "Python as Markdown, in a fence that the code cannot close"
@@ -109,9 +117,8 @@ def _linked(text:str, page:str, places:dict)->str:
 # %% ../../nbs/ops/site.ipynb #57ced773
 def _private(source:str)->bool:
     "Does an exported cell hold code, but no name of its own on the page?"
-    body = ast.parse(source).body
-    shown = any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_" for n in body)
-    return not shown and any(not isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+    code = any(not isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
+    return code and not _public(source)
 
 # %% ../../nbs/ops/site.ipynb #62797468
 def _page(path:Path, page:str, offered:pd.DataFrame, places:dict)->dict:

@@ -106,6 +106,7 @@ def _check_sides(k, long, short):
     if k < 1 or int(k) != k: raise ValueError(f"k={k}: names a side, a whole number from 1")
     if long < 0 or short > 0: raise ValueError(f"long={long}, short={short}: a short side is a negative weight")
 
+# %% ../../nbs/portfolio/weights.ipynb #1780ab64
 def _shared(n, best, long, worst, short):
     "`n` weights, zero but for the names of each side, which share its budget"
     out = np.zeros(n)
