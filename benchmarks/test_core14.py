@@ -20,14 +20,14 @@ def by_groupby(panel):
         return pd.Series(x.to_numpy(), p.index)
 
     std = {(c, n): on_rows(rolling(c, n).std()) for c, n in (("r", 5), ("r", 20), ("volume", 20))}
-    mean = {(c, n): on_rows(rolling(c, n).mean()) for c in ("volume", "g") for n in (5, 20)}
+    mean = {(c, n): on_rows(rolling(c, n).mean()) for c in ("volume", "g", "close") for n in (5, 20)}
     out = pd.DataFrame({
         "ret_1": ret[1], "ret_5": ret[5], "ret_20": ret[20], "vol_5": std["r", 5], "vol_20": std["r", 20],
         "volume_vol": std["volume", 20] / mean["volume", 20],
         "dist_high_20": p["close"] / on_rows(rolling("high", 20).max()) - 1,
         "dist_low_20": p["close"] / on_rows(rolling("low", 20).min()) - 1,
         "range_compression": mean["g", 5] / mean["g", 20],
-        "mom_5": ret[5] / (std["r", 5] * 5**0.5), "mom_20": ret[20] / (std["r", 20] * 20**0.5),
+        "mom_5": p["close"] / mean["close", 5] - 1, "mom_20": p["close"] / mean["close", 20] - 1,
         "volume_ratio": p["volume"] / mean["volume", 20], "volume_trend": mean["volume", 5] / mean["volume", 20] - 1,
         "market_return": ret[1].groupby(level="session").transform("mean"),
     })

@@ -63,6 +63,17 @@ def test_last_closed_is_the_last_that_closed(moment):
     assert calendar.close_utc(session) <= instant < calendar.close_utc(calendar.next_session(session))
     assert session == calendar.last_closed(instant.tz_convert("Asia/Tokyo"))
 
+def test_a_session_is_known_from_its_close_on():
+    for day in calendar.sessions("2024-11-25", "2024-12-05"):
+        close = calendar.close_utc(day)
+        assert calendar.last_closed(close) == day > calendar.last_closed(close - pd.Timedelta(microseconds=1))
+
+@pytest.mark.real
+def test_a_fund_traded_on_every_session_and_on_no_other_day(real_data):
+    traded = pd.DatetimeIndex(pd.to_datetime(pd.read_parquet(real_data/"spy_daily_ohlcv_1998_2021.parquet")["date"]))
+    ours = calendar.sessions(traded.min(), traded.max())
+    assert list(traded.difference(ours)) == [] and list(ours.difference(traded)) == []
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("exchange", ["XTKS", "XBOM"])
 def test_exchanges_known_for_fewer_years_say_so(exchange):
@@ -135,6 +146,14 @@ def test_take_keeps_all_four_together():
     with pytest.raises(ValueError, match="panel is empty"): ds.take([])
 
 
+@pytest.mark.real
+def test_real_prices_there_and_back(real_data):
+    raw = pd.read_parquet(real_data/"us_stocks_503_daily_2015_2018.parquet").rename(columns={"date": "session"})
+    raw["session"], raw["symbol"] = pd.to_datetime(raw["session"]), raw["symbol"].astype(str)
+    panel = raw.set_index(["session", "symbol"]).sort_index()[["close", "volume"]].astype(float)
+    pd.testing.assert_frame_equal(long(close=wide(panel, "close"), volume=wide(panel, "volume")), check_panel(panel), check_index_type=False)
+
+
 # The log
 
 @pytest.fixture
@@ -168,6 +187,7 @@ def test_no_secret_leaves_by_any_door(lines, monkeypatch, tmp_path):
     logger.error("for people", reply=Reply())
     for text in (screen.getvalue(), (tmp_path/"night.log").read_text(), people.getvalue()):
         assert "***" in text and "Zq9" not in text and "secret+" not in text
+        assert "***0" not in text, "a secret that begins with another is taken out whole"
 
 @pytest.mark.parametrize("text", ["api_key=Zq9", "apikey: Zq9", '{"password": "Zq9"}', "'token': 'Zq9'", "X-API-Key=Zq9",
                                   "Authorization: Bearer Zq9.x", "secret = Zq9", "https://ann:Zq9@host/db", "APCA-API-SECRET-KEY: Zq9"])

@@ -67,9 +67,10 @@ def test_killed_at_random_instants_the_store_opens_whole(tmp_path):
     for _ in range(10):
         process = writer(tmp_path, "AA", done)
         assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.02, 0.25))
+        said = [int(process.stdout.readline()) for _ in range(rng.randrange(3))]
+        time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
-        said = [int(line) for line in process.stdout.read().split()]
+        said += [int(line) for line in process.stdout.read().split()]
         process.wait()
         store = Store(tmp_path)
         if not (tmp_path / "manifest.json").exists(): continue
@@ -80,7 +81,7 @@ def test_killed_at_random_instants_the_store_opens_whole(tmp_path):
         on_disk = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("bars/*/*")}
         assert on_disk == {f["path"] for f in store.home.manifest()["files"]}, "leftovers are swept on opening"
         assert not list(tmp_path.rglob("*.tmp"))
-    assert done > 10
+    assert done >= 8, "the writers did write"
 
 
 def test_two_writers_at_once_lose_nothing(tmp_path):

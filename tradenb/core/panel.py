@@ -31,7 +31,8 @@ def _check_levels(sessions, symbols):
     if not dates:
         raise ValueError(f"sessions are dates without a time or zone, was {sessions[:1].tolist()} of {sessions.dtype}; "
                          "convert text with pd.to_datetime, instants with core.calendar")
-    if len(symbols) and not pd.api.types.is_string_dtype(symbols):
+    text = pd.api.types.is_string_dtype(symbols) and not isinstance(symbols.dtype, pd.CategoricalDtype)
+    if len(symbols) and not text:
         raise ValueError(f"symbols are text, was {symbols[:1].tolist()} of {symbols.dtype}; astype(str)")
 
 # %% ../../nbs/core/panel.ipynb #423a36de

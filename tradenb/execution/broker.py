@@ -48,7 +48,7 @@ def placed(
     "`values` of `names`, on `symbols`"
     row = {s: i for i, s in enumerate(symbols)}
     strange = [s for s in names if s not in row]
-    if strange: raise ValueError(f"{strange[0]} is no name of the account; if a broker filled it, reconcile with the broker")
+    if strange: raise ValueError(f"{strange[0]} is no name of the account; if a broker filled it, reconcile first")
     out = np.full(len(symbols), missing)
     out[[row[s] for s in names]] = values
     return out
@@ -67,13 +67,13 @@ class Bars:
     def __init__(self,
         panel:pd.DataFrame, # open and close, dollars, on one basis of adjustment
     ):
-        if panel.empty: raise ValueError("the panel has no rows; was it cut to sessions or symbols that it does not have?")
+        if panel.empty: raise ValueError("the panel has no rows; was it cut to sessions that it does not have?")
         check_panel(panel)
-        if "close" not in panel: raise ValueError(f"bars need a close to mark the account at; columns were {list(panel)}")
-        self._prices, close = {}, wide(panel, "close")
-        for c in ("open", "close"):
-            if c in panel: self._prices[c] = np.column_stack([wide(panel, c).to_numpy(), np.full(len(close), np.nan)])
+        if "close" not in panel: raise ValueError(f"bars need a close to mark positions at; columns were {list(panel)}")
+        close = wide(panel, "close")
         self.sessions, self.symbols = close.index, close.columns
+        self._prices = {c: _padded(wide(panel, c)) for c in ("open", "close") if c in panel}
+        self._broken = {c: (~(m > 0) & (m == m) | np.isinf(m)).any(axis=1).tolist() for c, m in self._prices.items()}
         self._days = self.sessions.tolist()
         self._row = {day: i for i, day in enumerate(self._days)}
         self._names, self._place = None, np.array([], dtype=int) # who was asked for last, and where they are
@@ -90,20 +90,28 @@ class Bars:
         session:pd.Timestamp, # one of the market's sessions
         at:str,               # "open" or "close"
         symbols:np.ndarray,   # names, also such as the market does not know
-        needed:np.ndarray,    # bool, the names that are held or ordered
-    )->np.ndarray:            # dollars, NaN where there is no price; above zero where it is needed
+        *stakes:np.ndarray,   # shares, weights: a price is needed where one of them is not 0
+    )->np.ndarray:            # dollars, above zero, NaN where there is none
         "Prices of `symbols`"
         if symbols is not self._names: self._names, self._place = symbols, self.symbols.get_indexer(symbols)
         if at not in self._prices: raise ValueError(f"bars have no {at}; add the column, or fill at the close")
-        price = self._prices[at][self._row[session]].take(self._place)
-        bad = ~(price > 0) & (price == price)
-        if bad.any(): _refuse(bad & needed, session, at, symbols, price)
-        return np.where(bad, np.nan, price)
+        i = self._row[session]
+        price = self._prices[at][i].take(self._place)
+        if self._broken[at][i]: _refuse(price, session, at, symbols, stakes)
+        return price
 
-def _refuse(bad, session, at, symbols, price):
-    for i in np.flatnonzero(bad):
-        raise ValueError(f"{at} of {symbols[i]} on {session:%Y-%m-%d} is {price[i]}, and the account holds or orders it; "
-                         "a price is above zero: see data.quality.audit, and leave such rows out")
+# %% ../../nbs/execution/broker.ipynb #109d1f40
+def _padded(w):
+    "A matrix with one more column, of no price, for names that the market does not know"
+    return np.column_stack([w.to_numpy(), np.full(len(w), np.nan)])
+
+def _refuse(price, session, at, symbols, stakes):
+    "Broken prices are no prices, and none that is needed may be broken"
+    bad = ~(price > 0) & (price == price) | np.isinf(price)
+    for i in np.flatnonzero(bad & np.any(stakes, axis=0)):
+        raise ValueError(f"{at} of {symbols[i]} on {session:%Y-%m-%d} is {price[i]}, and the account holds or orders "
+                         "it; a price is above zero: see data.quality.audit, and leave such rows out")
+    price[bad] = np.nan
 
 # %% ../../nbs/execution/broker.ipynb #6c3352ae
 class Sim:
@@ -117,8 +125,7 @@ class Sim:
 
     def trade(self, orders:Orders, session:pd.Timestamp)->Fills:
         "What was done, by the names of the orders"
-        asked = orders.shares != 0
-        price = self.bars.price(session, orders.at, orders.symbols, asked)
-        done = asked & (price == price)
-        shares, price = np.where(done, orders.shares, 0.), np.where(done, price, 0.)
+        price = self.bars.price(session, orders.at, orders.symbols, orders.shares)
+        shares = np.where(price == price, orders.shares, 0.)
+        price = np.where(shares != 0, price, 0.)
         return Fills(orders.symbols, shares, price, self.costs.charge(shares*price, orders.nav))

@@ -15,7 +15,7 @@ def add_up(
     x:np.ndarray, # dollars, by name, finite
 )->float:         # dollars
     "The sum of `x`, taken strictly from the first name to the last"
-    return float(np.add.accumulate(x)[-1]) if len(x) else 0.
+    return np.add.accumulate(x).item(-1) if len(x) else 0.
 
 # %% ../../nbs/execution/costs.ipynb #af333817
 def turnover(

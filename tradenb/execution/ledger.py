@@ -8,6 +8,7 @@ __all__ = ['orders_to', 'Book', 'Entry', 'Ledger']
 # %% ../../nbs/execution/ledger.ipynb #c30265cd
 import json
 import os
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +35,7 @@ def orders_to(
     want = target*nav/prices
     if lot: want = np.copysign(np.floor(np.abs(want)/lot + 1e-9)*lot, want)
     shares = want - held
-    shares[~(np.abs(shares) > 1e-12*np.abs(held))] = 0.
-    return Orders(symbols, shares, nav, at)
+    return Orders(symbols, np.where(np.abs(shares) > 1e-12*np.abs(held), shares, 0.), nav, at)
 
 # %% ../../nbs/execution/ledger.ipynb #44c024a5
 @dataclass(frozen=True)
@@ -239,6 +239,10 @@ class _Journal(_Holdings):
 class _Standing(_Journal):
     "An account as it stands after its last session"
     last:Entry | None
+    daily:np.ndarray # net returns so far
+    def returns_with(self, nav:float)->np.ndarray:
+        "Net returns so far, and the one that ends at `nav`"
+        return np.concatenate((self.daily, [nav/self.book.nav - 1]))
     @property
     def symbols(self)->np.ndarray: # type: ignore[override]
         "Names, in the order in which the account met them"
@@ -268,11 +272,11 @@ class _Aligned(_Standing):
         known, values = self.book.symbols, scores.to_numpy(float)
         if not (known is self._plan[0] and scores.index.is_(self._plan[1])): self._plan = _match(known, scores.index)
         place, unmet = self._plan[2:]
-        new = unmet[~np.isnan(values[unmet])]
+        new = unmet[~np.isnan(values[unmet])] if len(unmet) else unmet
         if len(new):
             known = np.r_[known, np.array(sorted(scores.index[new]), dtype=object)]
             place = scores.index.get_indexer(known)
-        return known, np.append(values, np.nan)[place]
+        return known, np.concatenate((values, [np.nan])).take(place)
 
 # %% ../../nbs/execution/ledger.ipynb #34d4657d
 def _match(known, index):
@@ -294,7 +298,8 @@ class Ledger(_Aligned):
     def __contains__(self, session): return session in self._booked
     def __repr__(self):
         last = f"to {self.last.session:%Y-%m-%d}, " if self.last else ""
-        return f"Ledger({len(self.lines)} sessions, {last}{', '.join([f'NAV {self.book.nav:,.2f} dollars', *self.flags])})"
+        said = ", ".join([f"NAV {self.book.nav:,.2f} dollars", *self.flags])
+        return f"Ledger({len(self.lines)} sessions, {last}{said})"
 
     @classmethod
     def open(cls, folder:str | Path, cash:float | None=None)->"Ledger":
@@ -309,14 +314,15 @@ class Ledger(_Aligned):
         if self.last and fill != self.last.fill:
             raise ValueError(f"this ledger fills {self.last.fill!r}, was asked for {fill!r} on {session:%Y-%m-%d}; "
                              "one account has one convention: open another folder for the other")
-        return Entry(session, self.book, fill)
+        memory = {k: copy(v) for k, v in self.last.memory.items()} if self.last else {}
+        return Entry(session, self.book, fill, memory=memory)
 
     def append(self, entry:Entry)->"Ledger":
         "The ledger with one more session: all of it or, if anything goes wrong, none"
         self.entry(entry.session, entry.fill)
         entry.memory = _remembered(entry.memory, len(entry.book.symbols))
         if self.folder: _write(_file(self.folder, entry.session), _facts(entry, self), _tomorrow(entry))
-        self.daily = np.append(self.daily, entry.book.nav/self.book.nav - 1)
+        self.daily = self.returns_with(entry.book.nav)
         self.lines.append(_line(entry))
         self._booked.add(entry.session)
         self.last = entry
@@ -326,9 +332,9 @@ class Ledger(_Aligned):
 def _line(entry):
     "The facts of `entry`, without the names of which there is nothing to say"
     book, fills = entry.book, entry.fills
-    done, held = np.flatnonzero(fills.shares) if fills else _NONE, np.flatnonzero(book.shares)
-    traded = [getattr(fills, k)[done] if fills else np.zeros(0) for k in ("shares", "price", "cost")]
-    return _Line(entry.session, done, *traded, held, book.marks[held], entry.basis, book.cash, book.nav)
+    (held,), (done,) = book.shares.nonzero(), fills.shares.nonzero() if fills else (_NONE,)
+    traded = [x.take(done) for x in (fills.shares, fills.price, fills.cost)] if fills else [np.zeros(0)]*3
+    return _Line(entry.session, done, *traded, held, book.marks.take(held), entry.basis, book.cash, book.nav)
 
 # %% ../../nbs/execution/ledger.ipynb #3138c111
 def _replay(ledger, path, facts, tomorrow=None):

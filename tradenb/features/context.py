@@ -27,7 +27,7 @@ def calendar_features(
     upcoming = _or_none(known)[np.searchsorted(known, today, "right")]
     passed = _or_none(came)[np.searchsorted(came, today) - 1]
     return _each(panel, days, dict(
-        dow_sin=_circle(sin, 5)[days.dayofweek], dow_cos=_circle(cos, 5)[days.dayofweek],
+        dow_sin=_circle(sin, 5)[days.day_of_week], dow_cos=_circle(cos, 5)[days.day_of_week],
         month_sin=_circle(sin, 12)[days.month - 1], month_cos=_circle(cos, 12)[days.month - 1],
         half_day=np.array([float(is_half_day(day, exchange)) for day in days]),
         to_holiday=_between(today, upcoming, known) - 1,
@@ -61,7 +61,7 @@ def _closed(exchange, days):
 # %% ../../nbs/features/context.ipynb #47e5dbfc
 def _weekdays(days):
     days = pd.DatetimeIndex(days).tz_localize(None)
-    return np.unique(days[days.dayofweek < 5].to_numpy("M8[D]"))
+    return np.unique(days[days.day_of_week < 5].to_numpy("M8[D]"))
 
 # %% ../../nbs/features/context.ipynb #20a1935e
 def _or_none(days): return np.append(days, np.datetime64("NaT", "D")) # also what [-1] finds: nothing before the first

@@ -38,16 +38,20 @@ class Trailing:
 # %% ../../nbs/features/price.ipynb #3e5b340f
 def _deviations(trailing, n):
     "Sum of squared deviations of each window from its own mean"
-    x, seen = trailing.x, trailing._seen
-    if n == 1: return np.zeros_like(x)
-    if (n, "deviations") not in seen:
+    if (n, "deviations") not in trailing._seen:
         half, odd = divmod(n, 2)
-        total, part = trailing._fold(half, np.add), _deviations(trailing, half)
-        whole = np.square(total[half:] - total[:-half])/(2*half)
-        if half > 1: whole += part[half:]; whole += part[:-half]
-        if odd: whole = whole[1:] + np.square(trailing.mean(2*half)[1:] - x[:-2*half])*(2*half/n)
-        seen[n, "deviations"] = whole
-    return seen[n, "deviations"]
+        total = trailing._fold(half, np.add)
+        whole = _squared(total[half:] - total[:-half], .5/half)
+        if half > 1:
+            part = _deviations(trailing, half)
+            whole += part[half:]; whole += part[:-half]
+        if odd:
+            whole = whole[1:]
+            whole += _squared(trailing.mean(2*half)[1:] - trailing.x[:-2*half], 2*half/n)
+        trailing._seen[n, "deviations"] = whole
+    return trailing._seen[n, "deviations"]
+
+def _squared(x, times): x *= x; x *= times; return x # in place: a fresh matrix would cost as much as the sum
 
 # %% ../../nbs/features/price.ipynb #53aef451
 def _on_rows(panel, columns, names, lookback, formulas, block=128):
@@ -60,7 +64,8 @@ def _on_rows(panel, columns, names, lookback, formulas, block=128):
         stop, first = min(start + block, sessions), start - lookback + 1
         before, begin, end = np.searchsorted(i, [first, start, stop])
         matrices = [np.full((stop - first, symbols), np.nan) for _ in columns]
-        for x, v in zip(matrices, values, strict=True): x.ravel()[at[before:end] - first*symbols] = v[before:end]
+        for x, v, c in zip(matrices, values, columns, strict=True):
+            x.ravel()[at[before:end] - first*symbols] = _present(v[before:end], c)
         back = at[begin:end] - start*symbols
         with np.errstate(all="ignore"):
             for name, made in formulas(stop - start, *matrices):
@@ -71,12 +76,14 @@ def _on_rows(panel, columns, names, lookback, formulas, block=128):
 
 # %% ../../nbs/features/price.ipynb #f224435f
 def _numbers(panel, column, names):
-    "A column by row, missing where it is no price (or no volume)"
     if column not in check_panel(panel):
         raise ValueError(f"panel has no {column}, needed for {names[0]} to {names[-1]}; "
                          f"it has {', '.join(map(str, panel))}; rename the vendor's columns in data.providers")
-    x, least = panel[column].to_numpy(float), 0. if column == "volume" else np.nextafter(0, 1)
-    return x if x.min() >= least and x.max() < np.inf else np.where((x >= least) & (x < np.inf), x, np.nan)
+    return panel[column].to_numpy(float)
+
+def _present(x, column): # missing where it is no price, or no volume
+    there = ((x >= 0) if column == "volume" else (x > 0)) & (x < np.inf)
+    return x if there.all() else np.where(there, x, np.nan)
 
 # %% ../../nbs/features/price.ipynb #f56ab988
 def _places(level, code):
@@ -98,7 +105,7 @@ def core14(
 
 # %% ../../nbs/features/price.ipynb #15bbb5f6
 def _core14(rows, high, low, close, volume):
-    c = close[-rows:]
+    c, prices = close[-rows:], Trailing(close)
     yield from _traded(Trailing(volume), rows)
     yield "dist_high_20", c/Trailing(high).max(20)[-rows:] - 1
     yield "dist_low_20", c/Trailing(low).min(20)[-rows:] - 1
@@ -108,8 +115,9 @@ def _core14(rows, high, low, close, volume):
     yield "ret_1", r.x[-rows:]
     yield "market_return", _everybody(r.x[-rows:])
     for n in (5, 20):
-        ret, vol = c/close[-n-rows:-n] - 1, r.std(n)[-rows:]
-        yield from ((f"ret_{n}", ret), (f"vol_{n}", vol), (f"mom_{n}", _scaled(ret, vol, n)))
+        yield f"ret_{n}", c/close[-n-rows:-n] - 1
+        yield f"vol_{n}", r.std(n)[-rows:]
+        yield f"mom_{n}", c/prices.mean(n)[-rows:] - 1
 
 def _traded(volume, rows):
     usual = volume.mean(20)[-rows:]
@@ -118,11 +126,6 @@ def _traded(volume, rows):
     yield "volume_trend", volume.mean(5)[-rows:]/usual - 1
 
 # %% ../../nbs/features/price.ipynb #6313c163
-def _scaled(ret, vol, n):
-    mom = ret/(vol*n**.5)
-    np.copyto(mom, np.nan, where=vol <= 1e-7)
-    return mom
-
 def _everybody(ret):
     there = ret == ret
     total = np.cumsum(np.where(there, ret, 0.), axis=1)[:, -1:] # one by one: names yet to be listed add 0
@@ -132,13 +135,13 @@ def _everybody(ret):
 def momentum(
     panel:pd.DataFrame,          # bars with close (adjusted)
     windows:tuple=(5,20,60,126), # sessions
-)->pd.DataFrame:                 # mom_n = ret_n/(vol_n sqrt(n)), standard deviations, on the panel's index
-    "Volatility-scaled momentum; look-back the longest window and one session"
+)->pd.DataFrame:                 # mom_n = close/SMA_n - 1, fraction, on the panel's index
+    "Price against its own moving average; look-back the longest window"
     windows = _checked(windows)
     def formulas(rows, close):
-        r = Trailing(close[1:]/close[:-1] - 1)
-        for n in windows: yield f"mom_{n}", _scaled(close[-rows:]/close[-n-rows:-n] - 1, r.std(n)[-rows:], n)
-    return _on_rows(panel, ["close"], [f"mom_{n}" for n in windows], max(windows) + 1, formulas)
+        prices = Trailing(close)
+        for n in windows: yield f"mom_{n}", close[-rows:]/prices.mean(n)[-rows:] - 1
+    return _on_rows(panel, ["close"], [f"mom_{n}" for n in windows], max(windows), formulas)
 
 # %% ../../nbs/features/price.ipynb #238a7bd6
 def _checked(windows):

@@ -25,7 +25,7 @@ class _Boosted:
     def fit(self, ds:Dataset):
         "Learn from these rows, weighted by `ds.w`; NaN features are missing values"
         X, names = feature_matrix(ds.X), _names(ds.X)
-        if not X.size: raise ValueError(f"nothing to learn from: {len(X)} rows, {X.shape[1]} features")
+        if not names: raise ValueError("nothing to learn from: X has no features")
         self.features_, self.model_ = names, self._grow(names, X, *_labels(ds))
         return self
 

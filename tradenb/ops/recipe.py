@@ -100,6 +100,7 @@ class Data(_Strict):
     macro: bool = False                  # also load the macro series (VIX)
     quarantine: dict[str, Any] = Field(default_factory=dict) # limits handed to quality.eligible
 
+# %% ../../nbs/ops/recipe.ipynb #5971bc0e
 class Execution(_Strict):
     "How targets become fills"
     fill: str = "next_open"              # next_open | next_close | same_close (research only)
@@ -194,6 +195,31 @@ def override(
         out = merge(out, value)
     return out
 
+# %% ../../nbs/ops/recipe.ipynb #d36f1c24
+def _read(path, seen=()):
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: extends itself, through {' -> '.join(p.name for p in seen)}; break the circle")
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yml")) if path.parent.is_dir() else []
+        there = ", ".join(near) or "no recipes"
+        raise RecipeError(f"{path}: no such recipe{_near(path.name, near)}; {path.parent}/ has {there}")
+    try: raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: not YAML ({e}); check the indentation there") from None
+    if not isinstance(raw, dict): raise RecipeError(f"{path}: a recipe is a mapping of keys, was {type(raw).__name__}")
+    base = raw.pop("extends", None)
+    return merge(_read(path.parent/base, (*seen, path.resolve())), raw) if base else raw
+
+# %% ../../nbs/ops/recipe.ipynb #ffaa3800
+def _plain(err):
+    at = ".".join(str(p) for p in err["loc"])
+    if err["type"] == "extra_forbidden":
+        parts: dict[Any, Any] = {"data": Data, "execution": Execution, "daily": Daily}
+        model = parts.get(err["loc"][0], Recipe) if len(err["loc"]) > 1 else Recipe
+        return f"unknown key {at!r}{_near(err['loc'][-1], model.model_fields)}"
+    if err["type"] == "missing": return f"{at!r} is missing"
+    return f"{at!r}: {err['msg'][0].lower()}{err['msg'][1:]}, was {err['input']!r}"
+
 # %% ../../nbs/ops/recipe.ipynb #ad2c6e48
 def load(
     path:str | Path,        # a recipe file
@@ -210,27 +236,3 @@ def load(
         if step.name not in NAMES[kind]: raise RecipeError(f"{path}: {_unknown(kind, step.name)}")
     recipe._said, recipe._file = said, str(path)
     return recipe
-
-# %% ../../nbs/ops/recipe.ipynb #ddc2bb50
-def _read(path, seen=()):
-    if path.resolve() in seen:
-        raise RecipeError(f"{path}: extends itself, through {' -> '.join(p.name for p in seen)}; break the circle")
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yml")) if path.parent.is_dir() else []
-        there = ", ".join(near) or "no recipes"
-        raise RecipeError(f"{path}: no such recipe{_near(path.name, near)}; {path.parent}/ has {there}")
-    try: raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise RecipeError(f"{path}: not YAML ({e}); check the indentation there") from None
-    if not isinstance(raw, dict): raise RecipeError(f"{path}: a recipe is a mapping of keys, was {type(raw).__name__}")
-    base = raw.pop("extends", None)
-    return merge(_read(path.parent/base, (*seen, path.resolve())), raw) if base else raw
-
-def _plain(err):
-    at = ".".join(str(p) for p in err["loc"])
-    if err["type"] == "extra_forbidden":
-        parts: dict[Any, Any] = {"data": Data, "execution": Execution, "daily": Daily}
-        model = parts.get(err["loc"][0], Recipe) if len(err["loc"]) > 1 else Recipe
-        return f"unknown key {at!r}{_near(err['loc'][-1], model.model_fields)}"
-    if err["type"] == "missing": return f"{at!r} is missing"
-    return f"{at!r}: {err['msg'][0].lower()}{err['msg'][1:]}, was {err['input']!r}"

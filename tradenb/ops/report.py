@@ -45,14 +45,14 @@ def execute(
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    try: pm.execute_notebook(str(source), str(draft), dict(parameters), kernel_name="python3", progress_bar=progress, cwd=str(Path(source).parent))
-    except pm.PapermillExecutionError as e:
-        draft.replace(out)
-        raise RuntimeError(f"report {Path(source).stem} stopped in a cell: {e.ename}: {e.evalue}; what it had done is in {out}") from None
-    if not _complete(draft):
-        draft.replace(out)
-        raise RuntimeError(f"report {Path(source).stem} did not reach its last cell ('report complete'); what it had done is in {out}")
+    wrong = "did not reach its last cell ('report complete')"
+    try:
+        pm.execute_notebook(str(source), str(draft), dict(parameters), kernel_name="python3", progress_bar=progress,
+                            cwd=str(Path(source).parent))
+        if _complete(draft): wrong = ""
+    except pm.PapermillExecutionError as e: wrong = f"stopped in a cell: {e.ename}: {e.evalue}"
     draft.replace(out)
+    if wrong: raise RuntimeError(f"report {Path(source).stem} {wrong}; what it had done is in {out}")
     return out
 
 def _complete(path):
@@ -70,9 +70,10 @@ def report(
     "A report's page"
     folder = Path(folder)
     page, note = folder/"index.html", folder/"made_by.json"
-    by = json.dumps([code_version()["digest"], report_path(name).stat().st_mtime_ns, dict(parameters)], sort_keys=True, default=str)
+    source = report_path(name)
+    by = json.dumps([code_version()["digest"], source.stat().st_mtime_ns, dict(parameters)], sort_keys=True, default=str)
     if page.is_file() and note.is_file() and note.read_text() == by: return page
-    copy = execute(report_path(name), parameters, folder/"report.ipynb", progress)
+    copy = execute(source, parameters, folder/"report.ipynb", progress)
     render_report(copy, folder, banner=banner)
     note.write_text(by)
     return page

@@ -182,8 +182,8 @@ def zscore(
         out = int(winsor*len(ordered))
         low, high = ordered[out], ordered[len(ordered) - 1 - out]
         inside = np.clip(ordered, low, high)
-        if low == high: return 0*scores
-        return (np.clip(scores, low, high) - inside.mean())/inside.std(ddof=1)
+        deviation = inside.std(ddof=1) if low < high else 0.
+        return (np.clip(scores, low, high) - inside.mean())/deviation if deviation > 0 else 0*scores
     return weigh
 
 # %% ../../nbs/portfolio/weights.ipynb #0a7fec49

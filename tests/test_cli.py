@@ -1,0 +1,90 @@
+"The command line as a person meets it: help, errors of one line, exit codes"
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from tradenb.cli import main
+
+SMALL = """
+name: small
+data: {source: files, settings: {path: "%s"}}
+features: [core14]
+model: {xgboost: {n_estimators: 10}}
+rules: [{top_bottom: {k: 2}}]
+"""
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["tradenb", *map(str, args)])
+        with pytest.raises(SystemExit) as e: main()
+        said = capsys.readouterr()
+        return e.value.code or 0, " ".join((said.out + said.err).split())
+    return run
+
+
+@pytest.fixture
+def bars():
+    days = pd.bdate_range("2024-01-02", periods=40)
+    rows = pd.MultiIndex.from_product([days, ["A", "B", "C"]], names=["session", "symbol"]).to_frame(index=False)
+    return rows.assign(open=10., high=11., low=9., close=10., volume=1000.)
+
+
+def test_help_teaches(command):
+    code, said = command("--help")
+    assert code == 0
+    for word in ("daily", "backtest", "data", "site", "doctor", "no key, no network"): assert word in said
+    for sub in ("daily", "backtest", "site"): assert command(sub, "--help")[0] == 0
+
+
+def test_help_is_quick_to_load():
+    "Nothing heavy is imported to answer --help"
+    code = "import sys, tradenb.cli; print([m for m in ('pandas', 'numba', 'mlflow', 'xgboost', 'matplotlib', 'papermill') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("break_it", "says"), [
+    (lambda b, p: None, "nothing.parquet"),
+    (lambda b, p: b.iloc[:0].to_parquet(p), "empty"),
+    (lambda b, p: b.drop(columns="close").to_parquet(p), "close"),
+    (lambda b, p: p.write_bytes(b"not parquet"), "cannot be read"),
+], ids=["missing", "empty", "wrong columns", "malformed"])
+def test_bad_files_are_one_line(command, tmp_path, bars, break_it, says):
+    path = tmp_path/"nothing.parquet"
+    break_it(bars, path)
+    (tmp_path/"r.yml").write_text(SMALL % path)
+    code, said = command("backtest", "r.yml", "--no-page", "--no-track")
+    assert code == 1 and says in said and "Traceback" not in said and said.count("error") == 1
+
+
+@pytest.mark.parametrize(("break_it", "status", "says"), [
+    (lambda b: pd.concat([b, b.assign(close=10.5)]), "RED", "duplicate"),
+    (lambda b: b.assign(close=b["close"].where(b["symbol"] != "A", -1.)), "RED", "price"),
+    (lambda b: b.sample(frac=1, random_state=0), "GREEN", "nothing found"),
+], ids=["duplicated", "negative price", "unsorted"])
+def test_the_gate_names_what_is_wrong(command, tmp_path, bars, break_it, status, says):
+    break_it(bars).to_csv(tmp_path/"bars.csv", index=False)
+    (tmp_path/"r.yml").write_text(SMALL % (tmp_path/"bars.csv"))
+    code, said = command("data", "audit", "r.yml")
+    assert says in said.lower() and (code == 3) == (status == "RED"), said
+
+
+def test_bad_recipes_are_one_line(command, tmp_path):
+    (tmp_path/"r.yml").write_text(SMALL % "x" + "modle: 3\n")
+    assert command("backtest", "r.yml") == (1, "error r.yml: unknown key 'modle', did you mean 'model'?")
+    (tmp_path/"r.yml").write_text(SMALL % "${NOT_SET_ANYWHERE}")
+    code, said = command("backtest", "r.yml")
+    assert code == 1 and "r.yml: data.settings.path: the environment variable NOT_SET_ANYWHERE is not set; export" in said
+    code, said = command("backtest", "q.yml")
+    assert code == 1 and "no such recipe" in said
+    code, said = command("daily", "r.yml", "--simulated", "--files", ".")
+    assert code == 1 and "give one of them" in said
+
+
+def test_doctor(command):
+    code, said = command("doctor")
+    assert code == 0 and "Python" in said and "demo data" in said

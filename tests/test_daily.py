@@ -1,0 +1,139 @@
+"The one day: killed, repeated, continued, stopped. Whole runs, some of them in processes of their own."
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tradenb.data.store import Store
+from tradenb.execution.ledger import Ledger
+from tradenb.ops.daily import account_folder, day
+from tradenb.ops.line import account, dataset, gather, known_sessions, score, store_of
+from tradenb.ops.recipe import load
+
+SMALL = """
+name: small
+data: {settings: {universe: simulated, n_symbols: 20, n_sessions: 200}}
+features: [core14]
+label: {forward_return: {k: 5, excess: true}}
+split: {walk_forward: {train: 100, test: 21, embargo: 5}}
+model: {xgboost: {n_estimators: 10, max_depth: 2}}
+rules: [{top_bottom: {k: 4, long: 0.5, short: -0.5}}, {ewma: {alpha: 0.15}}, volatility_target, {cap: {name: 0.2}}, {gross: {cap: 1.0}}]
+daily: {paper_sessions: 30}
+"""
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    path = tmp_path/"small.yml"
+    path.write_text(SMALL)
+    return path
+
+
+def ledger_of(recipe, home): return Ledger.open(account_folder(recipe, home)/"ledger")
+
+
+def test_the_next_session_continues_the_same_account(small, tmp_path):
+    r, home = load(small), tmp_path/"home"
+    known = known_sessions(r, home)
+    day(r, home, known[-3])
+    first = ledger_of(r, home).fills
+    facts = day(r, home)
+    then = ledger_of(r, home)
+    assert facts["account"]["sessions"] == 32 and len(then) == 32
+    pd.testing.assert_frame_equal(then.fills.iloc[:len(first)], first)
+    assert then.fills.loc[len(first):, "session"].unique().tolist() == known[-2:].tolist()
+
+
+def test_sessions_one_by_one_with_the_disk_between_equal_the_loop(small, tmp_path):
+    r, home = load(small), tmp_path/"home"
+    known = known_sessions(r, home)
+    for s in known[-20:]: day(load(small, ["daily.paper_sessions=1", "daily.account=one"]), home, s)
+    one = Ledger.open(home/"accounts"/"one"/"ledger")
+    market = gather(r, store_of(r, home))
+    loop = account(r, score(r, dataset(r, market), home, n_jobs=1).loc[known[-20]:], market.panel)
+    pd.testing.assert_series_equal(one.nav, loop.nav, check_exact=True)
+    pd.testing.assert_series_equal(one.costs, loop.costs, check_exact=True)
+
+
+@pytest.mark.whole
+def test_sixty_real_sessions_through_the_day_equal_the_backtest(root, tmp_path):
+    pytest.importorskip("arch")   # the demo's packages are there
+    r = load(root/"recipes"/"ranker.yml")
+    day(r, tmp_path)
+    paper = ledger_of(r, tmp_path)
+    market = gather(r, store_of(r, tmp_path), update=False)
+    loop = account(r, score(r, dataset(r, market), tmp_path/"apart").loc[paper.sessions[0]:], market.panel)
+    assert len(paper) == 60
+    assert (paper.nav.mul(100).round() == loop.nav.mul(100).round()).all()        # to the cent
+    np.testing.assert_allclose(paper.nav, loop.nav, rtol=1e-12)                    # and well below it
+    assert len(paper.fills) == len(loop.fills) > 1_000
+
+
+def run_day(recipe, home, *more):
+    code = "from tradenb.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, "daily", str(recipe), "--home", str(home), "--json", *more],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_killed_at_ten_random_instants(small, tmp_path):
+    whole = run_day(small, tmp_path/"whole")
+    began = time.perf_counter()
+    want, err = whole.communicate(timeout=300)
+    took = time.perf_counter() - began
+    assert whole.returncode == 0, err
+    rng, r, home, seen = np.random.default_rng(0), load(small), tmp_path/"home", 0
+    for wait in rng.uniform(.15, 1, 10)*took:
+        p = run_day(small, home)
+        try: p.wait(wait)
+        except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL)
+        p.communicate()
+        ledger = ledger_of(r, home)                      # the ledger is whole, and never shorter than before
+        assert len(ledger) >= seen
+        seen = len(ledger)
+        for store in (home/"store").glob("*/"):           # and so is the store
+            if Store(store).home.manifest()["files"]: assert len(Store(store).as_of("bars", "2200-01-01"))
+    p = run_day(small, home)
+    got, err = p.communicate(timeout=300)
+    assert p.returncode == 0, err
+    assert json.loads(got) == json.loads(want)
+    pd.testing.assert_frame_equal(ledger_of(r, home).fills, ledger_of(r, tmp_path/"whole").fills, check_exact=True)
+
+
+def test_two_runs_at_once_do_not_mix(small, tmp_path):
+    r, home = load(small), tmp_path/"home"
+    folder = account_folder(r, home)
+    folder.mkdir(parents=True)
+    with open(folder/".lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="another run has the account small-.* open; wait for it"): day(r, home)
+    assert day(r, home)["account"]["sessions"] == 30
+
+
+def test_a_red_evening_changes_nothing_and_can_be_mended(small, tmp_path):
+    "Bars of our own files; the last week is deleted for most names, then put back"
+    r, home = load(small), tmp_path/"home"
+    bars = gather(r, store_of(r, tmp_path/"source")).panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
+    days = bars["session"].unique()
+    folder = tmp_path/"bars"
+    folder.mkdir()
+    names = sorted(bars["symbol"].unique())[:-4]
+    (broken := bars[~(bars["symbol"].isin(names) & bars["session"].isin(days[-5:]))]).to_parquet(folder/"bars.parquet")
+    mine = load(small, ["data.source=files", f"data.settings={{path: {folder}}}"])
+    day(mine, home, days[-7])
+    before = ledger_of(mine, home).nav
+    stopped = day(mine, home)
+    assert stopped["data"]["status"] == "RED" and names[0] in stopped["data"]["summary"] and stopped["account"] is None
+    held = ledger_of(mine, home).nav
+    assert held.index[-1] < days[-1] and before.equals(held.loc[:days[-7]])
+    assert len(broken) < len(bars)
+    bars.to_parquet(folder/"bars.parquet")
+    facts = day(mine, home)
+    assert facts["data"]["status"] != "RED" and facts["session"] == f"{days[-1]:%Y-%m-%d}"
