@@ -332,7 +332,7 @@ def test_real_returns_are_judged(real_data):
 @pytest.mark.real
 def test_ic_on_503_stocks_is_that_of_a_loop(real_data):
     frame = pd.read_parquet(real_data/"us_stocks_503_daily_2015_2018.parquet", columns=["date", "symbol", "close"])
-    wide = frame.pivot(index="date", columns="symbol", values="close").rename_axis(index="session")
+    wide = frame.astype({"symbol": "str"}).pivot(index="date", columns="symbol", values="close").rename_axis(index="session")
     wide.index = pd.DatetimeIndex(wide.index, name="session")
     past, ahead = wide.pct_change(5, fill_method=None), wide.shift(-6)/wide.shift(-1) - 1
     found = ic(past.stack(), ahead.stack())

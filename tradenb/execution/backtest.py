@@ -6,6 +6,7 @@
 __all__ = ['step', 'run']
 
 # %% ../../nbs/execution/backtest.ipynb #fe2bab71
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,10 +14,12 @@ import pandas as pd
 
 from .broker import Bars, Broker, Sim
 from .costs import Costs
-from .ledger import Entry, Ledger, orders_to
+from .ledger import Ledger, orders_to
 from ..portfolio.weights import State, compose
 
 # %% ../../nbs/execution/backtest.ipynb #e1add63e
+_AUCTION = {"next_open": "open", "next_close": "close", "same_close": "close"}
+
 def _trade(entry, target, at, bars, broker, lot):
     "Fill `target` in this session's auction"
     book, session = entry.book, entry.session
@@ -33,16 +36,41 @@ def _decide(entry, ledger, scores, rule):
     book = entry.book
     state = State(entry.session, symbols, book.weights, ledger.returns_with(book.nav), book.nav, entry.memory)
     weights = rule(values, state)
+    entry.memory = _remembered(entry.memory, len(symbols))
     if not np.isfinite(weights).all():
         raise ValueError(f"the weight of {symbols[~np.isfinite(weights)][0]} on {entry.session:%Y-%m-%d} is "
                          "infinite: gross exposure has to be finite; cap it with a rule, or mend the scores")
     entry.pending = weights
 
+# %% ../../nbs/execution/backtest.ipynb #1ae9095f
 def _meet(entry, symbols):
     "Names scored for the first time join the account, and have no past in what rules remember"
     more = np.full(len(symbols) - len(entry.book.symbols), np.nan)
     entry.book = entry.book.knowing(symbols)
     entry.memory = {k: np.r_[v, more] if isinstance(v, np.ndarray) else v for k, v in entry.memory.items()}
+
+# %% ../../nbs/execution/backtest.ipynb #0d8e4e33
+_PLAIN = {str, int, float, bool, type(None)}
+
+def _plain(value):
+    "`value` as JSON gives it back"
+    if type(value) in _PLAIN: return value
+    flat = isinstance(value, dict) and {*map(type, value)} <= {str} and {*map(type, value.values())} <= _PLAIN
+    return dict(value) if flat else json.loads(json.dumps(value))
+
+# %% ../../nbs/execution/backtest.ipynb #bace1c8e
+def _remembered(memory, n):
+    "Memory as it will be read back; `n` names"
+    kept = {}
+    for key, value in memory.items():
+        try: kept[key] = value.astype(float) if isinstance(value, np.ndarray) else _plain(value)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"memory[{key!r}] is a {type(value).__name__} and cannot be written ({e}); "
+                             "remember numbers, text, lists, dicts, or float arrays aligned with state.symbols") from e
+        if np.shape(kept[key]) != (n,) and isinstance(value, np.ndarray):
+            raise ValueError(f"memory[{key!r}] has shape {value.shape} and the account knows {n} names; "
+                             "keep arrays aligned with state.symbols, and lists for everything else")
+    return kept
 
 # %% ../../nbs/execution/backtest.ipynb #21e264b8
 def step(
@@ -71,8 +99,7 @@ def step(
         entry.pending = None
     return ledger.append(entry)
 
-_AUCTION = {"next_open": "open", "next_close": "close", "same_close": "close"}
-
+# %% ../../nbs/execution/backtest.ipynb #c9cb6553
 def _check_next(ledger, session, bars):
     before = bars.before(session)
     if ledger.last and before and before > ledger.last.session:
@@ -104,7 +131,16 @@ def _check_weights(weights, bars):
     if not isinstance(weights, pd.DataFrame):
         raise TypeError(f"weights are a frame of (sessions, symbols), was {type(weights).__name__}; "
                         "weights.to_frame('SPY') makes one of a single name's")
-    index, columns = weights.index, weights.columns
+    _check_labels(weights.index, weights.columns, bars)
+    matrix = np.ascontiguousarray(weights.to_numpy(float))
+    for i in np.flatnonzero(np.isinf(matrix).any(axis=1)):
+        raise ValueError(f"weights are infinite on {weights.index[i]:%Y-%m-%d}: gross exposure has to be finite; "
+                         "look for a division by zero")
+    return matrix
+
+# %% ../../nbs/execution/backtest.ipynb #e67cd239
+def _check_labels(index, columns, bars):
+    "Weights are of the market's names, in the order of its sessions"
     strange, odd = columns[~columns.isin(bars.symbols)], index[~index.isin(bars.sessions)]
     if len(strange): raise ValueError(f"weights name {len(strange)} symbols without bars, first {strange[0]!r}; "
                                       "drop them, or add their bars to the panel")
@@ -112,8 +148,3 @@ def _check_weights(weights, bars):
                                   "a decision belongs to a session: reindex the weights, or add the bars")
     if not (index.is_monotonic_increasing and index.is_unique and columns.is_unique):
         raise ValueError("weights are unsorted, or have a session or a symbol twice; sort_index() and drop duplicates")
-    matrix = np.ascontiguousarray(weights.to_numpy(float))
-    for i in np.flatnonzero(np.isinf(matrix).any(axis=1)):
-        raise ValueError(f"weights are infinite on {index[i]:%Y-%m-%d}: gross exposure has to be finite; "
-                         "look for a division by zero")
-    return matrix

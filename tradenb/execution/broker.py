@@ -6,6 +6,7 @@
 __all__ = ['Orders', 'Fills', 'placed', 'Broker', 'Bars', 'Sim']
 
 # %% ../../nbs/execution/broker.ipynb #fed4410f
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,11 +41,11 @@ class Fills:
 
 # %% ../../nbs/execution/broker.ipynb #210b2c49
 def placed(
-    values:np.ndarray,  # one a name
-    names:np.ndarray,   # str
-    symbols:np.ndarray, # str, among them all of `names`
-    missing:float=0.,   # for the rest
-)->np.ndarray:          # one a symbol
+    values:Sequence | np.ndarray, # floats, one a name
+    names:Sequence | np.ndarray,  # str
+    symbols:np.ndarray,           # str, among them all of `names`
+    missing:float=0.,             # for the rest
+)->np.ndarray:                    # one a symbol
     "`values` of `names`, on `symbols`"
     row = {s: i for i, s in enumerate(symbols)}
     strange = [s for s in names if s not in row]
@@ -76,14 +77,17 @@ class Bars:
         self._broken = {c: (~(m > 0) & (m == m) | np.isinf(m)).any(axis=1).tolist() for c, m in self._prices.items()}
         self._days = self.sessions.tolist()
         self._row = {day: i for i, day in enumerate(self._days)}
-        self._names, self._place = None, np.array([], dtype=int) # who was asked for last, and where they are
+        self._names = self._place = np.array([], dtype=int) # who was asked for last, and where they are
+
+    def row(self, session:pd.Timestamp)->int:
+        "Which of the market's sessions it is"
+        if session in self._row: return self._row[session]
+        raise ValueError(f"no bars for {session:%Y-%m-%d}: they run from {self._days[0]:%Y-%m-%d} "
+                         f"to {self._days[-1]:%Y-%m-%d}; update the store, or step another session")
 
     def before(self, session:pd.Timestamp)->pd.Timestamp | None:
         "The market's session before this one"
-        if session not in self._row:
-            raise ValueError(f"no bars for {session:%Y-%m-%d}: they run from {self._days[0]:%Y-%m-%d} "
-                             f"to {self._days[-1]:%Y-%m-%d}; update the store, or step an earlier session")
-        i = self._row[session]
+        i = self.row(session)
         return self._days[i-1] if i else None
 
     def price(self,
@@ -95,7 +99,7 @@ class Bars:
         "Prices of `symbols`"
         if symbols is not self._names: self._names, self._place = symbols, self.symbols.get_indexer(symbols)
         if at not in self._prices: raise ValueError(f"bars have no {at}; add the column, or fill at the close")
-        i = self._row[session]
+        i = self.row(session)
         price = self._prices[at][i].take(self._place)
         if self._broken[at][i]: _refuse(price, session, at, symbols, stakes)
         return price

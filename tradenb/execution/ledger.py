@@ -90,27 +90,42 @@ class Entry:
         "Mark the account at the session's close"
         self.book = self.book.marked(closes)
 
-# %% ../../nbs/execution/ledger.ipynb #7465f617
-_NONE = np.array([], dtype=int)
+# %% ../../nbs/execution/ledger.ipynb #156e631d
+@dataclass(frozen=True)
+class _Line:
+    "What the ledger keeps of one entry; names by their position"
+    session:pd.Timestamp
+    done:np.ndarray; shares:np.ndarray; price:np.ndarray; cost:np.ndarray # fills
+    held:np.ndarray; marks:np.ndarray                                     # closes of what is held
+    basis:float; cash:float; nav:float                                    # dollars
 
+# %% ../../nbs/execution/ledger.ipynb #91901b7b
+def _line(entry):
+    "The facts of `entry`, without the names of which there is nothing to say"
+    book, fills = entry.book, entry.fills or Fills(entry.book.symbols, *np.zeros((3, 0)))
+    (held,), (done,) = book.shares.nonzero(), fills.shares.nonzero()
+    return _Line(entry.session, done, fills.shares.take(done), fills.price.take(done), fills.cost.take(done),
+                 held, book.marks.take(held), entry.basis, book.cash, book.nav)
+
+# %% ../../nbs/execution/ledger.ipynb #1e65f863
 def _facts(entry, ledger):
     "First line of an entry's file: what happened"
-    book, fills = entry.book, entry.fills
-    held, done = np.flatnonzero(book.shares), np.flatnonzero(fills.shares) if fills else _NONE
-    lines = {k: getattr(fills, k)[done].tolist() for k in ("shares", "price", "cost")} if fills else {}
+    names, line = entry.book.symbols, _line(entry)
+    done = {k: getattr(line, k).tolist() for k in ("shares", "price", "cost")}
     return dict(session=f"{entry.session:%Y-%m-%d}", after=ledger.last and f"{ledger.last.session:%Y-%m-%d}",
-                fill=entry.fill, basis=entry.basis, met=book.symbols[len(ledger.symbols):].tolist(),
-                fills={"symbol": book.symbols[done].tolist(), **lines},
-                marks={"symbol": book.symbols[held].tolist(), "price": book.marks[held].tolist()},
-                cash=book.cash, nav=book.nav)
+                fill=entry.fill, met=names[len(ledger.symbols):].tolist(), basis=line.basis,
+                fills={"symbol": names[line.done].tolist(), **done},
+                marks={"symbol": names[line.held].tolist(), "price": line.marks.tolist()}, cash=line.cash, nav=line.nav)
 
 # %% ../../nbs/execution/ledger.ipynb #10a5c665
 def _tomorrow(entry):
     "Second line of an entry's file: what the next session needs"
-    decided = None if entry.pending is None else dict(zip(entry.book.symbols, entry.pending.tolist(), strict=True))
-    arrays = {k: v.tolist() for k, v in entry.memory.items() if isinstance(v, np.ndarray)}
-    return dict(pending=decided and {s: w for s, w in decided.items() if w}, arrays=arrays,
-                values={k: v for k, v in entry.memory.items() if k not in arrays})
+    book, memory = entry.book, entry.memory
+    def some(x): return {s: v for s, v in zip(book.symbols, x.tolist(), strict=True) if v}
+    return dict(pending=None if entry.pending is None else some(entry.pending),
+                marks=some(np.where(book.shares == 0, book.marks, 0.)),
+                arrays={k: v.tolist() for k, v in memory.items() if isinstance(v, np.ndarray)},
+                values={k: v for k, v in memory.items() if not isinstance(v, np.ndarray)})
 
 # %% ../../nbs/execution/ledger.ipynb #3eb00915
 def _write(path, *lines):
@@ -132,38 +147,6 @@ def _parse(path, lines=1):
 
 def _file(folder, session): return folder/f"{session:%Y-%m-%d}.json"
 
-# %% ../../nbs/execution/ledger.ipynb #51b15cd2
-_PLAIN = {str, int, float, bool, type(None)}
-
-def _plain(value):
-    "`value` as JSON gives it back"
-    if type(value) in _PLAIN: return value
-    flat = isinstance(value, dict) and {*map(type, value)} <= {str} and {*map(type, value.values())} <= _PLAIN
-    return dict(value) if flat else json.loads(json.dumps(value))
-
-# %% ../../nbs/execution/ledger.ipynb #a97f711f
-def _remembered(memory, n):
-    "Memory as it will be read back; `n` names"
-    kept = {}
-    for key, value in memory.items():
-        try: kept[key] = value.astype(float) if isinstance(value, np.ndarray) else _plain(value)
-        except (TypeError, ValueError) as e:
-            raise ValueError(f"memory[{key!r}] is a {type(value).__name__} and cannot be written ({e}); "
-                             "remember numbers, text, lists, dicts, or float arrays aligned with state.symbols") from e
-        if np.shape(kept[key]) != (n,) and isinstance(value, np.ndarray):
-            raise ValueError(f"memory[{key!r}] has shape {value.shape} and the account knows {n} names; "
-                             "keep arrays aligned with state.symbols, and lists for everything else")
-    return kept
-
-# %% ../../nbs/execution/ledger.ipynb #156e631d
-@dataclass(frozen=True)
-class _Line:
-    "What the ledger keeps of one entry; names by their position"
-    session:pd.Timestamp
-    done:np.ndarray; shares:np.ndarray; price:np.ndarray; cost:np.ndarray # fills
-    held:np.ndarray; marks:np.ndarray                                     # closes of what is held
-    basis:float; cash:float; nav:float                                    # dollars
-
 # %% ../../nbs/execution/ledger.ipynb #ef3fe1e0
 class _Worth:
     "What an account is worth"
@@ -177,30 +160,34 @@ class _Worth:
     def nav(self)->pd.Series:
         "Cash and positions at the close, dollars"
         return self._by_session("nav", (l.nav for l in self.lines))
+
+# %% ../../nbs/execution/ledger.ipynb #be617342
+class _Money(_Worth):
+    "Where the money went"
     @property
     def cash(self)->pd.Series:
         "Cash at the close, dollars"
         return self._by_session("cash", (l.cash for l in self.lines))
-
-# %% ../../nbs/execution/ledger.ipynb #be617342
-class _Trading(_Worth):
-    "What came of trading"
-    @property
-    def returns(self)->pd.Series:
-        "Change of NAV over the session, net of costs, fraction"
-        return (self.nav/np.r_[self.opening, self.nav.to_numpy()[:-1]] - 1).rename("return")
     @property
     def costs(self)->pd.Series:
         "Costs paid in the session, dollars"
         return self._by_session("costs", (add_up(l.cost) for l in self.lines))
+
+# %% ../../nbs/execution/ledger.ipynb #b6d72162
+class _Rates(_Money):
+    "The same as fractions of the account"
+    @property
+    def returns(self)->pd.Series:
+        "Change of NAV over the session, net of costs"
+        return (self.nav/np.r_[self.opening, self.nav.to_numpy()[:-1]] - 1).rename("return")
     @property
     def turnover(self)->pd.Series:
-        "Dollars traded over NAV at the prices of the trades, fraction"
+        "Dollars traded over NAV at the prices of the trades"
         shares = (turnover(l.shares*l.price, l.basis) if len(l.done) else 0. for l in self.lines)
         return self._by_session("turnover", shares)
 
 # %% ../../nbs/execution/ledger.ipynb #7218589f
-class _Holdings(_Trading):
+class _Holdings(_Rates):
     "What an account holds"
     symbols:np.ndarray
     def _scattered(self, rows, values):
@@ -227,42 +214,50 @@ class _Journal(_Holdings):
                              "symbol": pd.array(self.symbols[column("done", int)], dtype="str"),
                              **{k: column(k, float) for k in ("shares", "price", "cost")}})
 
+# %% ../../nbs/execution/ledger.ipynb #5fe5df12
+class _Statements(_Journal):
+    "What an account tells its owner"
     def statement(self, session:str | pd.Timestamp)->pd.Series:
         "One session in whole cents; the lines add up exactly"
-        i = self.sessions.get_loc(pd.Timestamp(session))
+        i = self.sessions.get_indexer([pd.Timestamp(session)])[0]
+        if i < 0: raise ValueError(f"nothing is booked for {session}; see ledger.sessions")
         before, now, costs, nav = (round(100*float(x)) for x in (
             self.cash.iloc[i-1] if i else self.opening, self.cash.iloc[i], self.costs.iloc[i], self.nav.iloc[i]))
         return pd.Series({"cash before": before, "sold less bought": now - before + costs, "costs": -costs, "cash": now,
                           "positions": nav - now, "NAV": nav}, name=f"{self.sessions[i]:%Y-%m-%d}, cents")
 
 # %% ../../nbs/execution/ledger.ipynb #bae62791
-class _Standing(_Journal):
+class _Standing(_Statements):
     "An account as it stands after its last session"
     last:Entry | None
-    daily:np.ndarray # net returns so far
-    def returns_with(self, nav:float)->np.ndarray:
-        "Net returns so far, and the one that ends at `nav`"
-        return np.concatenate((self.daily, [nav/self.book.nav - 1]))
-    @property
-    def symbols(self)->np.ndarray: # type: ignore[override]
-        "Names, in the order in which the account met them"
-        return self.book.symbols
     @property
     def book(self)->Book:
         "Cash and positions"
         return self.last.book if self.last else Book(np.array([], dtype=object), np.zeros(0), np.zeros(0), self.opening)
     @property
+    def symbols(self)->np.ndarray: # type: ignore[override]
+        "Names, in the order in which the account met them"
+        return self.book.symbols
+
+# %% ../../nbs/execution/ledger.ipynb #84463b8a
+class _Outlook(_Standing):
+    "What an account is about to do"
+    daily:np.ndarray # net returns so far
+    @property
     def pending(self)->pd.Series | None:
         "Weights decided at the last close and not traded yet"
         if self.last is None or self.last.pending is None: return None
-        return pd.Series(self.last.pending, pd.Index(self.book.symbols, dtype="str"), name="weight").sort_index()
+        return pd.Series(self.last.pending, pd.Index(self.symbols, dtype="str"), name="weight").sort_index()
     @property
     def flags(self)->set[str]:
         "What a report must say about this account"
         return {"research_only_same_close"} if self.last and self.last.fill == "same_close" else set()
+    def returns_with(self, nav:float)->np.ndarray:
+        "Net returns so far, and the one that ends at `nav`"
+        return np.concatenate((self.daily, [nav/self.book.nav - 1]))
 
-# %% ../../nbs/execution/ledger.ipynb #84463b8a
-class _Aligned(_Standing):
+# %% ../../nbs/execution/ledger.ipynb #690f3a4c
+class _Aligned(_Outlook):
     "An account that reads scores by its own names"
     _plan:tuple = (None, None, None, None) # the names and the index seen last, and how they match
     def align(self,
@@ -293,7 +288,8 @@ class Ledger(_Aligned):
         if not (np.isfinite(cash) and cash > 0):
             raise ValueError(f"opening cash is {cash}; an account opens with a positive number of dollars")
         self.opening, self.folder = float(cash), None
-        self.last, self.lines, self.daily, self._booked = None, [], np.zeros(0), set()
+        self.last, self.lines, self.daily = None, [], np.zeros(0)
+        self._booked:set[pd.Timestamp] = set()
 
     def __contains__(self, session): return session in self._booked
     def __repr__(self):
@@ -320,7 +316,6 @@ class Ledger(_Aligned):
     def append(self, entry:Entry)->"Ledger":
         "The ledger with one more session: all of it or, if anything goes wrong, none"
         self.entry(entry.session, entry.fill)
-        entry.memory = _remembered(entry.memory, len(entry.book.symbols))
         if self.folder: _write(_file(self.folder, entry.session), _facts(entry, self), _tomorrow(entry))
         self.daily = self.returns_with(entry.book.nav)
         self.lines.append(_line(entry))
@@ -328,17 +323,9 @@ class Ledger(_Aligned):
         self.last = entry
         return self
 
-# %% ../../nbs/execution/ledger.ipynb #c76d115d
-def _line(entry):
-    "The facts of `entry`, without the names of which there is nothing to say"
-    book, fills = entry.book, entry.fills
-    (held,), (done,) = book.shares.nonzero(), fills.shares.nonzero() if fills else (_NONE,)
-    traded = [x.take(done) for x in (fills.shares, fills.price, fills.cost)] if fills else [np.zeros(0)]*3
-    return _Line(entry.session, done, *traded, held, book.marks.take(held), entry.basis, book.cash, book.nav)
-
 # %% ../../nbs/execution/ledger.ipynb #3138c111
-def _replay(ledger, path, facts, tomorrow=None):
-    "Book one file's facts again"
+def _draft(ledger, path, facts):
+    "The entry that `facts` tell of, with its fills booked and its closes marked again"
     after = ledger.last and f"{ledger.last.session:%Y-%m-%d}"
     if facts["after"] != after:
         raise ValueError(f"{path.name} follows {facts['after']}, and the ledger's last session is {after}; "
@@ -347,14 +334,20 @@ def _replay(ledger, path, facts, tomorrow=None):
     if facts["met"]: entry.book = entry.book.knowing(np.r_[ledger.symbols, np.array(facts["met"], dtype=object)])
     symbols, fills, marks = entry.book.symbols, facts["fills"], facts["marks"]
     if fills["symbol"]: entry.trade(Fills(*fills.values()).on(symbols), facts["basis"])
-    entry.basis = facts["basis"]
     entry.mark(placed(marks["price"], marks["symbol"], symbols, np.nan))
+    return entry
+
+# %% ../../nbs/execution/ledger.ipynb #d07550ce
+def _replay(ledger, path, facts, tomorrow=None):
+    "Book one file's session again"
+    entry = _draft(ledger, path, facts)
     if (entry.book.cash, entry.book.nav) != (facts["cash"], facts["nav"]):
         raise ValueError(f"{path} adds up to NAV {entry.book.nav!r} and states {facts['nav']!r}; it was changed after "
                          "it was written: restore it from a backup")
     if tomorrow:
-        pending = tomorrow["pending"]
-        entry.pending = None if pending is None else np.array([pending.get(s, 0.) for s in symbols])
+        symbols, pending, marks = entry.book.symbols, tomorrow["pending"], tomorrow["marks"]
+        entry.pending = None if pending is None else placed([*pending.values()], [*pending], symbols)
+        entry.mark(placed([*marks.values()], [*marks], symbols, np.nan))
         entry.memory = tomorrow["values"] | {k: np.array(v, dtype=float) for k, v in tomorrow["arrays"].items()}
     return ledger.append(entry)
 

@@ -48,7 +48,7 @@ def execute(
     wrong = "did not reach its last cell ('report complete')"
     try:
         pm.execute_notebook(str(source), str(draft), dict(parameters), kernel_name="python3", progress_bar=progress,
-                            cwd=str(Path(source).parent))
+                            cwd=str(Path(source).parent), extra_arguments=["--log-level=ERROR"])
         if _complete(draft): wrong = ""
     except pm.PapermillExecutionError as e: wrong = f"stopped in a cell: {e.ename}: {e.evalue}"
     draft.replace(out)
@@ -71,7 +71,8 @@ def report(
     folder = Path(folder)
     page, note = folder/"index.html", folder/"made_by.json"
     source = report_path(name)
-    by = json.dumps([code_version()["digest"], source.stat().st_mtime_ns, dict(parameters)], sort_keys=True, default=str)
+    made = [code_version()["digest"], source.stat().st_mtime_ns, dict(parameters)]
+    by = json.dumps(made, sort_keys=True, default=str)
     if page.is_file() and note.is_file() and note.read_text() == by: return page
     copy = execute(source, parameters, folder/"report.ipynb", progress)
     render_report(copy, folder, banner=banner)

@@ -1,0 +1,333 @@
+"Money: an independent account agrees to the cent, a replay through the disk to the bit, whatever happens in between"
+import json
+import os
+from collections import defaultdict
+from itertools import count
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tradenb.core.panel import long
+from tradenb.execution import ledger as ledger_room
+from tradenb.execution.backtest import run, step
+from tradenb.execution.broker import Bars, Fills, Sim
+from tradenb.execution.costs import Costs
+from tradenb.execution.ledger import Ledger
+from tradenb.portfolio.sizing import volatility_target
+from tradenb.portfolio.weights import compose, ewma, rule, top_bottom
+
+FILLS = "next_open", "next_close", "same_close"
+
+
+# An account kept by hand
+
+def by_hand(weights, panel, costs, fill="next_open", cash=100_000.0, lot=None):
+    "NAV by session, from a plain loop over plain dicts that shares no line with the library"
+    bars = {(s, n): (o, c) for (s, n), o, c in zip(panel.index, panel["open"], panel["close"], strict=True)}
+    held, last, pending, out = defaultdict(float), {}, None, []
+
+    def trade(session, target, auction):
+        nonlocal cash
+        def now(n): return bars[session, n][auction] if (session, n) in bars else last.get(n, 0.0)
+        nav = cash + sum(q * now(n) for n, q in held.items() if q)
+        deals = []
+        for n in sorted(set(target) | set(held)):
+            if (session, n) not in bars: continue
+            price = bars[session, n][auction]
+            want = target.get(n, 0.0) * nav / price
+            if lot: want = int(abs(want) / lot + 1e-9) * lot * (1 if want > 0 else -1)
+            deals.append((n, want - held[n], price))
+        traded = sum(abs(q * p) for _, q, p in deals)
+        bps = costs.spread + costs.commission + costs.impact * traded / nav
+        for n, q, p in deals:
+            held[n] += q
+            cash -= q * p
+            if q: last[n] = p
+        cash -= traded * bps / 10_000
+
+    sessions = sorted({s for s, _ in bars})
+    for session in sessions:
+        if pending is not None: trade(session, pending, 0 if fill == "next_open" else 1)
+        pending = None
+        for n in {n for s, n in bars if s == session} if len(bars) < 1000 else names_of(panel, session):
+            last[n] = bars[session, n][1]
+        if session in weights.index and weights.loc[session].notna().any():
+            pending = {n: w for n, w in weights.loc[session].items() if w == w}
+            if fill == "same_close":
+                trade(session, pending, 1)
+                pending = None
+        out.append(cash + sum(q * last[n] for n, q in held.items() if q))
+    return pd.Series(out, sessions)
+
+
+def names_of(panel, session): return panel.loc[session].index
+
+
+# Markets and what might be asked of them
+
+@st.composite
+def markets(draw, most=7):
+    "A small market with holes, and weights with holes, of which some sessions have no row"
+    n, m = draw(st.integers(2, most)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    days, names = pd.bdate_range("2024-01-02", periods=n, unit="us"), [f"{c}{c}" for c in "QAZMB"[:m]]
+    there = rng.random((n, m)) > draw(st.sampled_from([0.0, 0.3]))
+    there[:, 0] = True
+    o, c = (pd.DataFrame(np.where(there, rng.uniform(5, 500, (n, m)), np.nan), days, names).sort_index(axis=1) for _ in "oc")
+    weights = rng.normal(0, 0.3, (n, m)) / m
+    weights[rng.random((n, m)) < 0.2] = np.nan
+    weights[rng.random(n) < 0.2] = np.nan
+    rows = rng.random(n) > 0.15
+    return pd.DataFrame(weights[rows], days[rows], names), long(open=o, close=c)
+
+
+some_costs = st.builds(Costs, *[st.sampled_from([0.0, 1.0, 5.0, 20.0])] * 3)
+few = settings(max_examples=60, deadline=None)
+
+
+@few
+@given(markets(), some_costs, st.sampled_from(FILLS), st.sampled_from([None, 1.0, 10.0]))
+def test_an_account_kept_by_hand_agrees_to_the_cent(market, costs, fill, lot):
+    weights, panel = market
+    try: ours = run(weights, panel, costs, fill, lot=lot).nav
+    except ValueError as e:
+        assert "lower the gross exposure" in str(e)   # the account was ruined on the way
+        return
+    assert (ours - by_hand(weights, panel, costs, fill, lot=lot)).abs().max() < 0.005
+
+
+@few
+@given(markets(), some_costs, st.sampled_from(FILLS))
+def test_cash_and_positions_are_the_nav(market, costs, fill):
+    "From the list of fills alone: cash is what was not spent, NAV is cash and what is held at the price last seen"
+    weights, panel = market
+    try: ledger = run(weights, panel, costs, fill)
+    except ValueError: return
+    fills, nav = ledger.fills, ledger.nav
+    for session in ledger.sessions:
+        done = fills[fills["session"] <= session]
+        cash = 100_000 - (done["shares"] * done["price"]).sum() - done["cost"].sum()
+        shares = done.groupby("symbol")["shares"].sum()
+        paid = done.groupby("symbol")[["session", "price"]].last()
+        seen = panel.loc[:session, "close"].groupby(level="symbol").last()
+        worth = sum(q * (seen[n] if n in seen.index else paid.loc[n, "price"]) for n, q in shares.items())
+        assert cash == pytest.approx(ledger.cash[session], abs=1e-6)
+        assert cash + worth == pytest.approx(nav[session], abs=1e-6)
+        assert ledger.weights.loc[session].sum() * nav[session] + ledger.cash[session] == pytest.approx(nav[session], abs=1e-6)
+    assert (ledger.costs >= 0).all() and ledger.costs.sum() == pytest.approx(fills["cost"].sum())
+
+
+@few
+@given(markets(), some_costs, st.sampled_from(FILLS), st.integers(0, 99))
+def test_the_order_of_the_columns_changes_nothing(market, costs, fill, seed):
+    weights, panel = market
+    shuffled = weights.iloc[:, np.random.default_rng(seed).permutation(weights.shape[1])]
+    try: one, other = (run(w, panel, costs, fill).nav.tolist() for w in (weights, shuffled))
+    except ValueError: return
+    assert one == other
+
+
+@few
+@given(markets(), some_costs, st.sampled_from(FILLS), st.integers(0, 6))
+def test_the_future_changes_nothing(market, costs, fill, cut):
+    "Prices after a session, and for next_open and next_close also the decision of that session itself, leave its NAV alone"
+    weights, panel = market
+    sessions = panel.index.unique("session")
+    t = sessions[min(cut, len(sessions) - 1)]
+    wild, other = panel.copy(), weights.copy()
+    wild.loc[wild.index.get_level_values("session") > t] *= 1.7
+    other.loc[other.index > t if fill == "same_close" else other.index >= t] *= -0.5
+    try: ours, theirs = run(weights, panel, costs, fill), run(other, wild, costs, fill)
+    except ValueError: return
+    assert ours.nav[:t].tolist() == theirs.nav[:t].tolist()
+    assert ours.flags == ({"research_only_same_close"} if fill == "same_close" else set())
+
+
+# Replay
+
+def living_market(n=60, m=40):
+    "Names that are listed late, names that go, rows that are missing"
+    rng = np.random.default_rng(7)
+    days, names = pd.bdate_range("2024-01-02", periods=n, unit="us"), [f"N{i:02d}" for i in rng.permutation(m)]
+    close = 50 * np.exp(rng.normal(0, 0.02, (n, m)).cumsum(axis=0))
+    opens = close * np.exp(rng.normal(0, 0.01, (n, m)))
+    first, last = rng.integers(-40, 40, m), rng.integers(30, 120, m)
+    age = np.arange(n)[:, None]
+    there = (age >= first) & (age <= last) & (rng.random((n, m)) > 0.03)
+    opens, close = (pd.DataFrame(np.where(there, x, np.nan), days, names).sort_index(axis=1) for x in (opens, close))
+    scores = pd.DataFrame(rng.normal(size=(n, m)), days, names).where(close.notna())
+    scores.iloc[::9] = np.nan
+    return scores, long(open=opens, close=close)
+
+
+@rule
+def near_high(window: int = 5):
+    "A rule that remembers an array along the names, and a count"
+    def weigh(weights, state):
+        high = np.fmax(state.memory.get("high", np.full(len(weights), np.nan)), state.held)
+        state.memory["high"], state.memory["asked"] = high, state.memory.get("asked", 0) + 1
+        return np.where(weights == weights, weights, 0.0) * (1 - np.nan_to_num(high)) + 0.001 * (state.memory["asked"] % window)
+    return weigh
+
+
+def living_rules(): return [top_bottom(k=5, long=0.6, short=-0.4), ewma(alpha=0.15), near_high(), volatility_target(target=0.08)]
+
+
+def same(one, other):
+    "Two accounts that nobody can tell apart"
+    assert one.nav.tolist() == other.nav.tolist() and one.cash.tolist() == other.cash.tolist()
+    for table in ("fills", "positions", "weights"): pd.testing.assert_frame_equal(getattr(one, table), getattr(other, table), check_exact=True)
+    for series in ("returns", "turnover", "costs"): assert getattr(one, series).tolist() == getattr(other, series).tolist()
+    assert one.flags == other.flags and (one.pending is None) == (other.pending is None)
+    if one.pending is not None: pd.testing.assert_series_equal(one.pending, other.pending, check_exact=True)
+    for array in ("symbols", "shares", "marks"): assert getattr(one.book, array).tolist() == getattr(other.book, array).tolist()
+    assert one.last.memory.keys() == other.last.memory.keys()
+    for key, value in one.last.memory.items(): np.testing.assert_array_equal(value, other.last.memory[key])
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_replay_is_the_backtest_to_the_bit(tmp_path, fill, keep):
+    "60 evenings; each sees a panel that ends there and has only the names and the stretch of history it feels like having"
+    scores, panel = living_market()
+    rng = np.random.default_rng(1)
+    ledger = None
+    for i, day in enumerate(panel.index.unique("session")):
+        if ledger is None or rng.random() >= keep: ledger = Ledger.open(tmp_path, 100_000)
+        tonight = panel.loc[panel.index.unique("session")[max(0, i - rng.integers(1, 20))]:day]
+        row = scores.loc[day].sample(frac=1, random_state=i)
+        assert step(ledger, day, tonight, row, Sim(tonight, Costs.ranker()), living_rules(), fill) is ledger
+        before = os.listdir(tmp_path)
+        step(ledger, day, tonight, -row, Sim(tonight), living_rules(), fill)   # once more: nothing
+        assert len(ledger.lines) == i + 1 and os.listdir(tmp_path) == before
+    whole = run(scores, panel, Costs.ranker(), fill, living_rules())
+    assert len(whole.fills) > 500 and whole.last.memory["asked"] > 50
+    same(ledger, whole)
+    same(Ledger.open(tmp_path), whole)
+
+
+def test_names_that_are_listed_later_take_no_part(tmp_path):
+    "The same past, whether or not the market knows of a stock to come"
+    scores, panel = living_market()
+    day = panel.index.unique("session")[30]
+    then = panel.loc[:day]
+    known = then.index.unique("symbol")
+    assert len(known) < scores.shape[1]
+    early = run(scores.loc[:day, sorted(known)], then, Costs.ranker(), rules=living_rules())
+    assert early.nav.tolist() == run(scores, panel, Costs.ranker(), rules=living_rules()).nav[:day].tolist()
+
+
+# Faults
+
+def _die(): os._exit(9)
+
+
+def _killed(account, work, at):
+    "Run `work` in a process of its own that dies at the `at`-th dangerous moment; did it die?"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            moment = count()
+            for module, name in ((json, "dumps"), (os, "fsync"), (os, "replace")):
+                def dangerous(*args, real=getattr(module, name), **kwargs):
+                    if next(moment) == at: _die()
+                    out = real(*args, **kwargs)
+                    if next(moment) == at: _die()
+                    return out
+                setattr(module, name, dangerous)
+            work(Ledger.open(account))
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def test_a_kill_at_any_moment_leaves_the_whole_session_or_nothing(tmp_path):
+    scores, panel = living_market(n=40)
+    sessions, bars = panel.index.unique("session"), Bars(panel)
+    def take(ledger, day): return step(ledger, day, bars, scores.loc[day], Sim(bars, Costs.ranker()), living_rules())
+    whole, kills = run(scores, panel, Costs.ranker(), rules=living_rules()), 0
+    for i, day in enumerate(sessions):
+        moment = i
+        while _killed(tmp_path, lambda ledger, day=day: take(ledger, day), moment):
+            kills += 1
+            moment += 1 if i < 3 else 7
+            assert Ledger.open(tmp_path).nav.tolist() == whole.nav.tolist()[:len(Ledger.open(tmp_path).lines)]
+            assert len(Ledger.open(tmp_path).lines) in (i, i + 1)
+            if moment > 60: break
+        take(Ledger.open(tmp_path), day)
+    assert kills > 20
+    same(Ledger.open(tmp_path), whole)
+
+
+def test_a_failing_broker_rule_or_disk_leaves_the_account_where_it_was(tmp_path, monkeypatch):
+    scores, panel = living_market(n=12)
+    days, bars, rules = panel.index.unique("session"), Bars(panel), living_rules()
+    whole, ledger = run(scores, panel, Costs.ranker(), rules=rules), Ledger.open(tmp_path)
+
+    class Down:
+        def trade(self, orders, session): raise ConnectionError("the broker is down")
+    def spoils(weights, state):
+        state.memory["high"], state.memory["asked"] = 7 * state.held, 99
+        raise ZeroDivisionError("a rule of somebody's")
+    def full(*_): raise OSError("no space left on device")
+
+    for i, day in enumerate(days):
+        good = scores.loc[day], Sim(bars, Costs.ranker()), rules
+        if ledger.last and ledger.last.pending is not None:
+            with pytest.raises(ConnectionError): step(ledger, day, bars, good[0], Down(), good[2])
+        if good[0].notna().any():
+            with pytest.raises(ZeroDivisionError): step(ledger, day, bars, good[0], good[1], compose([*rules, spoils]))
+        with monkeypatch.context() as m, pytest.raises(OSError, match="no space"):
+            m.setattr(ledger_room.os, "replace", full)
+            step(ledger, day, bars, *good)
+        assert len(ledger.lines) == i
+        step(ledger, day, bars, *good)
+    same(ledger, whole)
+    same(Ledger.open(tmp_path), whole)
+
+
+def test_a_broker_may_fill_less_than_asked_in_any_order():
+    scores, panel = living_market(n=10)
+    bars = Bars(panel)
+    class Half(Sim):
+        def trade(self, orders, session):
+            f = super().trade(orders, session)
+            some = np.flatnonzero(f.shares)[::-2]
+            return Fills(f.symbols[some], f.shares[some] / 2, f.price[some], f.cost[some] / 2)
+    ledger = Ledger()
+    for day in bars.sessions: step(ledger, day, bars, scores.loc[day] / 100, Half(bars, Costs.flat(5)))
+    fills = ledger.fills
+    assert len(fills) > 50
+    assert ledger.book.cash == pytest.approx(100_000 - (fills["shares"] * fills["price"]).sum() - fills["cost"].sum())
+
+
+def test_infinite_weights_are_refused_by_the_step():
+    scores, panel = living_market(n=3)
+    bars, day = Bars(panel), panel.index[0][0]
+    def wild(weights, state): return np.full(len(weights), np.inf)
+    row = pd.Series(1.0, scores.columns)
+    with pytest.raises(ValueError, match="is infinite: gross exposure has to be finite"): step(Ledger(), day, bars, row, Sim(bars), wild)
+    with pytest.raises(ValueError, match="scores name N.* twice"): step(Ledger(), day, bars, pd.concat([row, row]), Sim(bars))
+
+
+# Real prices
+
+@pytest.mark.real
+@pytest.mark.parametrize("fill", ["next_open", "next_close"])
+def test_by_hand_over_the_real_stocks(real_data, fill):
+    raw = pd.read_parquet(real_data / "us_stocks_503_daily_2015_2018.parquet", columns=["date", "symbol", "open", "close"])
+    raw["session"], raw["symbol"] = pd.to_datetime(raw["date"]).astype("datetime64[us]"), raw["symbol"].astype("str")
+    panel = raw.set_index(["session", "symbol"]).sort_index()[["open", "close"]].astype(float)
+    names, sessions = panel.index.unique("symbol"), panel.index.unique("session")
+    weights = pd.DataFrame(np.random.default_rng(0).normal(size=(len(sessions), len(names))), sessions, names)
+    weights = weights.div(weights.abs().sum(axis=1), axis=0)
+    ledger = run(weights, panel, Costs.ranker(), fill)
+    assert len(ledger.fills) > 400_000
+    hand = by_hand(weights, panel, Costs.ranker(), fill)
+    assert (ledger.nav - hand).abs().max() < 0.005
