@@ -68,6 +68,14 @@ def test_out_of_fold_is_a_plain_loop(model):
     same(out_of_fold(model, ds, Walk()), pd.concat(parts))
 
 
+def test_the_order_of_folds_and_of_positions_does_not_matter():
+    ds, model = planted(), SMALL["XGBoost"]
+    class Backwards:
+        def split(self, ds):
+            for train, test in reversed(list(Walk().split(ds))): yield train[::-1], test[::-1]
+    same(out_of_fold(model, ds, Backwards()), out_of_fold(model, ds, Walk()))
+
+
 @both
 def test_a_fold_sees_nothing_after_its_training_rows(model):
     ds, rng = planted(), np.random.default_rng(1)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tradenb.core.panel import Dataset
-from tradenb.validation.inference import block_length, newey_west, stationary_bootstrap
+from tradenb.validation.inference import block_length, newey_west, sharpe_se, stationary_bootstrap
 from tradenb.validation.metrics import (
     METRICS,
+    _luck,
     drawdown,
     drawdown_table,
     ic,
@@ -256,6 +257,32 @@ def test_sharpe_intervals_cover_the_truth_as_often_as_they_say():
     for closed, least in (True, .92), (False, .87):
         rows = [intervals(x, "sharpe", closed=closed, n=150, block=1).loc["sharpe"] for x in worlds[:400 if closed else 100]]
         assert least <= np.mean([row["low"] <= true <= row["high"] for row in rows]) <= .985
+
+def test_a_longer_benchmark_is_met_session_by_session():
+    r, b = record()
+    late = r.iloc[100:]
+    pd.testing.assert_series_equal(tear(late, b, b.abs()), tear(late, b.iloc[100:], b.abs().iloc[100:]))
+
+def test_interval_is_the_quantiles_of_the_resampled_metric():
+    r, _ = record(400)
+    x = r.to_numpy()[stationary_bootstrap(400, 5, 300, np.random.default_rng(3))]
+    found = intervals(r, "volatility", n=300, block=5, level=.9, rng=np.random.default_rng(3)).loc["volatility"]
+    drawn = METRICS["volatility"](x)
+    np.testing.assert_allclose(found[["se", "low", "high"]].astype(float), [drawn.std(ddof=1), *np.quantile(drawn, [.05, .95])])
+
+def test_the_formula_is_used_where_it_is_named():
+    r, _ = record(400)
+    assert sharpe_se(.5, 12) == pytest.approx(0.30618621784789724, abs=1e-15)
+    row, s = intervals(r, "sharpe").loc["sharpe"], tear(r)["sharpe"]
+    assert row["method"] == "Lo 2002" and row["se"] == pytest.approx(((1 + s**2/252/2)/400*252)**.5)
+    assert row["high"] - s == pytest.approx(stats.norm.ppf(.975)*row["se"])
+
+def test_a_record_as_long_as_the_verdict_asks_for_is_just_enough():
+    "Four years at 0.5 with an error of 0.5: the error must fall to 0.5 / 1.96, so (1.96)**2 times as long"
+    said = _luck(.5, .5, 4., 1, .95)
+    assert "takes 15.4 years of record, 11.4 more" in said
+    assert "more than luck" in _luck(.5, .5*(4/15.5)**.5, 15.5, 1, .95)
+    assert "not distinguishable" in _luck(.5, .5*(4/15.2)**.5, 15.2, 1, .95)
 
 def test_intervals_are_repeatable_and_the_generator_is_the_callers():
     r, b = record(300)

@@ -135,7 +135,8 @@ def data_facts(
     days = market.panel.index.levels[0]
     worst = market.audit.findings
     worst = worst.iloc[np.argsort(worst["status"].map({"RED": 0, "AMBER": 1}).fillna(2), kind="stable")]
-    return {"status": market.audit.status, "summary": market.audit.summary().removeprefix(f"{market.audit.status}: "), "fingerprint": market.fingerprint,
+    said = market.audit.summary().removeprefix(f"{market.audit.status}: ")
+    return {"status": market.audit.status, "summary": said, "fingerprint": market.fingerprint,
             "first": f"{days[0]:%Y-%m-%d}", "last": f"{days[-1]:%Y-%m-%d}", "sessions": len(days),
             "names": int(market.panel.index.get_level_values("symbol").nunique()),
             "tonight": int(market.eligible.loc[days[-1]].sum()), "rows": len(market.panel),

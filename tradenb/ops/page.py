@@ -239,6 +239,7 @@ def fold(
     first = next((c for c in nb["cells"] if c["cell_type"] == "markdown"), {"source": ""})
     m = re.match(r"#\s+(.+)\n*((?:^>.*\n?)*)", first["source"], re.M)
     if m: first["source"] = first["source"][m.end():]
+    nb["cells"] = [c for c in nb["cells"] if c["cell_type"] != "code" or c.get("outputs")] # nothing to show
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown": cell["source"] = draw(cell["source"])
         if cell["cell_type"] != "code": continue

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -189,11 +190,22 @@ def override(
         wrong = [o for o in overrides if "=" not in o]
         if wrong: raise RecipeError(f"override {wrong[0]!r} has no '='; write it as dotted.key=value")
         overrides = {k: yaml.safe_load(v) for k, v in (o.split("=", 1) for o in overrides)}
-    out = dict(raw)
-    for dotted, value in overrides.items():
-        for part in reversed(dotted.split(".")): value = {part: value}
-        out = merge(out, value)
+    out = deepcopy(dict(raw))
+    for dotted, value in overrides.items(): _put(out, dotted.split("."), value, dotted)
     return out
+
+def _put(tree, path, value, dotted):
+    "Set one value; a number in the path counts in a list"
+    key, rest = path[0], path[1:]
+    if isinstance(tree, list):
+        if not (key.isdigit() and int(key) < len(tree)):
+            raise RecipeError(f"override {dotted!r}: {key!r} is no position in a list of {len(tree)}, counted from 0")
+        key = int(key)
+    if not rest: tree[key] = value
+    else:
+        inside = tree[key] if isinstance(tree, list) else tree.get(key)
+        if not isinstance(inside, dict | list): tree[key] = inside = {inside: {}} if rest[0] == inside else {}
+        _put(inside, rest, value, dotted)
 
 # %% ../../nbs/ops/recipe.ipynb #d36f1c24
 def _read(path, seen=()):
