@@ -2,10 +2,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tradenb.cli import main
+from tradenb.core.calendar import sessions
 
 SMALL = """
 name: small
@@ -29,9 +31,10 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def bars():
-    days = pd.bdate_range("2024-01-02", periods=40)
+    days, rng = sessions("2024-01-02", "2024-02-27"), np.random.default_rng(0)
     rows = pd.MultiIndex.from_product([days, ["A", "B", "C"]], names=["session", "symbol"]).to_frame(index=False)
-    return rows.assign(open=10., high=11., low=9., close=10., volume=1000.)
+    close = 10 + rng.uniform(-.1, .1, len(rows)).round(3)
+    return rows.assign(open=close, high=close + .05, low=close - .05, close=close, volume=1000.)
 
 
 def test_help_teaches(command):
@@ -49,7 +52,7 @@ def test_help_is_quick_to_load():
 
 @pytest.mark.parametrize(("break_it", "says"), [
     (lambda b, p: None, "nothing.parquet"),
-    (lambda b, p: b.iloc[:0].to_parquet(p), "empty"),
+    (lambda b, p: b.iloc[:0].to_parquet(p), "has no rows; was the download cut off?"),
     (lambda b, p: b.drop(columns="close").to_parquet(p), "close"),
     (lambda b, p: p.write_bytes(b"not parquet"), "cannot be read"),
 ], ids=["missing", "empty", "wrong columns", "malformed"])

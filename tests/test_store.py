@@ -160,11 +160,12 @@ def test_as_of_equals_a_list_asked_row_by_row(tmp_path_factory, quick, deeds, wh
     for session, name, close, later, intraday in deeds:
         fetch_day = DAYS[min(session + later, 20)]
         fetched = pd.Timestamp(f"{fetch_day:%Y-%m-%d} {'16:00' if intraday else '22:00'}", tz="UTC")
-        store.append("bars", rows(DAYS[session], [name], float(close)), fetched_at=fetched)
+        wrote = store.append("bars", rows(DAYS[session], [name], float(close)), fetched_at=fetched)
         versions = [v for v in told if v[:2] == (session, name)]
         known = max(session, DAYS.get_loc(fetch_day)) if versions else session
         said = [v for v in versions if v[2] <= known]
         said = max(enumerate(said), key=lambda v: (v[1][2], v[0]))[1][3] if said else None
+        assert wrote == (said != close), "news is written, and nothing else"
         if said != close: told.append((session, name, known, close))
     force: dict = {}
     for session, name, known, close in sorted((t for t in told if t[2] <= when), key=lambda t: t[2]): force[session, name] = close

@@ -33,14 +33,20 @@ def _decide(entry, ledger, scores, rule):
     if scores is None or not len(scores) or np.isnan(values := scores.to_numpy(float)).all(): return
     symbols, values = ledger.align(scores)
     if symbols is not entry.book.symbols: _meet(entry, symbols)
+    weights = _ruled(values, rule, entry, ledger) if callable(rule) else values
+    entry.pending = np.where(np.isnan(weights), 0., weights)
+    for name in symbols[np.isinf(weights)]:
+        raise ValueError(f"the weight of {name} on {entry.session:%Y-%m-%d} is infinite: gross exposure has to be finite; "
+                         "cap it with a rule, or mend the scores")
+
+# %% ../../nbs/execution/backtest.ipynb #241f63d2
+def _ruled(scores, rule, entry, ledger):
+    "Weights that the rules make of the scores, in sight of the account"
     book = entry.book
-    state = State(entry.session, symbols, book.weights, ledger.returns_with(book.nav), book.nav, entry.memory)
-    weights = rule(values, state)
-    entry.memory = _remembered(entry.memory, len(symbols))
-    if not np.isfinite(weights).all():
-        raise ValueError(f"the weight of {symbols[~np.isfinite(weights)][0]} on {entry.session:%Y-%m-%d} is "
-                         "infinite: gross exposure has to be finite; cap it with a rule, or mend the scores")
-    entry.pending = weights
+    state = State(entry.session, book.symbols, book.weights, ledger.returns_with(book.nav), book.nav, entry.memory)
+    weights = rule(scores, state)
+    entry.memory = _remembered(entry.memory, len(scores))
+    return weights
 
 # %% ../../nbs/execution/backtest.ipynb #1ae9095f
 def _meet(entry, symbols):
@@ -93,11 +99,13 @@ def step(
     if ledger.last and ledger.last.pending is not None: _trade(entry, ledger.last.pending, at, bars, broker, lot)
     book = entry.book
     entry.mark(bars.price(session, "close", book.symbols, book.shares))
-    _decide(entry, ledger, scores, rules if callable(rules) else compose(rules))
+    _decide(entry, ledger, scores, _composed(rules))
     if fill == "same_close" and entry.pending is not None:
         _trade(entry, entry.pending, at, bars, broker, lot)
         entry.pending = None
     return ledger.append(entry)
+
+def _composed(rules): return rules if callable(rules) or not rules else compose(rules)
 
 # %% ../../nbs/execution/backtest.ipynb #c9cb6553
 def _check_next(ledger, session, bars):
@@ -119,11 +127,17 @@ def run(
     "A backtest: every session in turn"
     bars = Bars(panel) if isinstance(panel, pd.DataFrame) else panel
     matrix, rows = _check_weights(weights, bars), weights.index.get_indexer(bars.sessions)
-    ledger, broker, rule = Ledger(cash), Sim(bars, costs), rules if callable(rules) else compose(rules)
+    ledger, broker, rule = Ledger(cash), Sim(bars, costs), _composed(rules)
     for session, i in zip(bars.sessions, rows, strict=True):
-        scores = pd.Series(matrix[i], weights.columns) if i >= 0 else None
+        scores = _Row(weights.columns, matrix[i]) if i >= 0 else None
         step(ledger, session, bars, scores, broker, rule, fill, lot)
     return ledger
+
+class _Row:
+    "A row of a frame, with as much of a Series as `step` reads; a Series takes longer to make than to trade"
+    def __init__(self, index, values): self.index, self.values = index, values
+    def __len__(self): return len(self.index)
+    def to_numpy(self, dtype): return self.values
 
 # %% ../../nbs/execution/backtest.ipynb #0a57d4fe
 def _check_weights(weights, bars):

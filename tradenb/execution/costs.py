@@ -56,5 +56,4 @@ class Costs:
         nav:float,         # dollars, the account at the prices of the trade
     )->np.ndarray:         # dollars of cost by name, never negative
         "The bill for one session's trades"
-        traded = np.abs(traded)
-        return traded*(self.rate(turnover(traded, nav))/1e4)
+        return np.abs(traded)*(self.rate(turnover(traded, nav))/1e4)

@@ -24,8 +24,8 @@ from ..execution.broker import Sim
 from ..execution.ledger import Ledger
 from ..models.base import load as load_model
 from .history import by_day, data_facts, ic_facts
-from .line import Market, account, dataset, gather, known_sessions, score, store_of, tonight
-from .recipe import Recipe, load
+from .line import Market, dataset, gather, known_sessions, store_of, tonight
+from .recipe import Recipe
 from ..validation.metrics import ic, intervals
 
 # %% ../../nbs/ops/daily.ipynb #3ff54dfd

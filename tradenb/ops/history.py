@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.panel import Dataset, wide
 from ..execution.ledger import Ledger
 from .line import Market, Remembered, account, dataset, gather, score, store_of
-from .recipe import Recipe, load
+from .recipe import Recipe
 from .tracking import code_version, record
 from ..validation.metrics import ic, ic_summary, tear
 

@@ -25,7 +25,7 @@ from ..execution.backtest import run
 from ..execution.ledger import Ledger
 from ..models.base import clone, out_of_fold, parameters, save
 from ..models.base import load as load_model
-from .recipe import Recipe, load, named
+from .recipe import Recipe, named
 
 # %% ../../nbs/ops/line.ipynb #19917af3
 log = get_logger("tradenb.line")
