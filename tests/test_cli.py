@@ -64,11 +64,17 @@ def test_bad_files_are_one_line(command, tmp_path, bars, break_it, says):
     assert code == 1 and says in said and "Traceback" not in said and said.count("error") == 1
 
 
+def test_rows_that_contradict_each_other_do_not_get_in(command, tmp_path, bars):
+    pd.concat([bars, bars.assign(volume=5.)]).to_csv(tmp_path/"bars.csv", index=False)
+    (tmp_path/"r.yml").write_text(SMALL % (tmp_path/"bars.csv"))
+    code, said = command("data", "audit", "r.yml")
+    assert code == 1 and "117 (session, symbol) rows say two things, first (2024-01-02, A); keep one of each" in said
+
+
 @pytest.mark.parametrize(("break_it", "status", "says"), [
-    (lambda b: pd.concat([b, b.assign(close=10.5)]), "RED", "duplicate"),
     (lambda b: b.assign(close=b["close"].where(b["symbol"] != "A", -1.)), "RED", "price"),
     (lambda b: b.sample(frac=1, random_state=0), "GREEN", "nothing found"),
-], ids=["duplicated", "negative price", "unsorted"])
+], ids=["negative price", "unsorted"])
 def test_the_gate_names_what_is_wrong(command, tmp_path, bars, break_it, status, says):
     break_it(bars).to_csv(tmp_path/"bars.csv", index=False)
     (tmp_path/"r.yml").write_text(SMALL % (tmp_path/"bars.csv"))

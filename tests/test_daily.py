@@ -47,7 +47,7 @@ def test_the_next_session_continues_the_same_account(small, tmp_path):
     first = ledger_of(r, home).fills
     facts = day(r, home)
     then = ledger_of(r, home)
-    assert facts["account"]["sessions"] == 32 and len(then) == 32
+    assert facts["account"]["sessions"] == 32 and len(then.sessions) == 32
     pd.testing.assert_frame_equal(then.fills.iloc[:len(first)], first)
     assert then.fills.loc[len(first):, "session"].unique().tolist() == known[-2:].tolist()
 
@@ -71,7 +71,7 @@ def test_sixty_real_sessions_through_the_day_equal_the_backtest(root, tmp_path):
     paper = ledger_of(r, tmp_path)
     market = gather(r, store_of(r, tmp_path), update=False)
     loop = account(r, score(r, dataset(r, market), tmp_path/"apart").loc[paper.sessions[0]:], market.panel)
-    assert len(paper) == 60
+    assert len(paper.sessions) == 60
     assert (paper.nav.mul(100).round() == loop.nav.mul(100).round()).all()        # to the cent
     np.testing.assert_allclose(paper.nav, loop.nav, rtol=1e-12)                    # and well below it
     assert len(paper.fills) == len(loop.fills) > 1_000
@@ -96,8 +96,8 @@ def test_killed_at_ten_random_instants(small, tmp_path):
         except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL)
         p.communicate()
         ledger = ledger_of(r, home)                      # the ledger is whole, and never shorter than before
-        assert len(ledger) >= seen
-        seen = len(ledger)
+        assert len(ledger.sessions) >= seen
+        seen = len(ledger.sessions)
         for store in (home/"store").glob("*/"):           # and so is the store
             if Store(store).home.manifest()["files"]: assert len(Store(store).as_of("bars", "2200-01-01"))
     p = run_day(small, home)

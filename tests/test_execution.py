@@ -218,22 +218,21 @@ def test_names_that_are_listed_later_take_no_part(tmp_path):
 
 # Faults
 
-def _die(): os._exit(9)
-
-
 def _killed(account, work, at):
     "Run `work` in a process of its own that dies at the `at`-th dangerous moment; did it die?"
     pid = os.fork()
     if pid == 0:
         try:
             moment = count()
-            for module, name in ((json, "dumps"), (os, "fsync"), (os, "replace")):
-                def dangerous(*args, real=getattr(module, name), **kwargs):
-                    if next(moment) == at: _die()
+            def dangerous(real):
+                def call(*args, **kwargs):
+                    if next(moment) == at: os._exit(9)
                     out = real(*args, **kwargs)
-                    if next(moment) == at: _die()
+                    if next(moment) == at: os._exit(9)
                     return out
-                setattr(module, name, dangerous)
+                return call
+            for module, name in ((json, "dumps"), (os, "fsync"), (os, "replace")):
+                setattr(module, name, dangerous(getattr(module, name)))
             work(Ledger.open(account))
         except BaseException:
             os._exit(1)

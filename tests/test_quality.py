@@ -196,6 +196,7 @@ def test_the_demo_universe_is_amber_for_honest_reasons():
     assert found.status == "AMBER"
     found.raise_if_red()
     assert only(found, check="hole in the file")["count"].item() == 7
+    assert only(found, check="split-like jump").empty, "adj_close tells the actions of the year"
     assert {"ETFC", "WYNN", "EBAY"} < set(found.quarantined) and len(found.quarantined) < 25
     assert only(found, check="inconsistent bars")["count"].sum() == pytest.approx(77, abs=1)
     raw = audit(frame.drop(columns="adj_close"))

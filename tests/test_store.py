@@ -168,7 +168,7 @@ def test_as_of_equals_a_list_asked_row_by_row(tmp_path_factory, quick, deeds, wh
         assert wrote == (said != close), "news is written, and nothing else"
         if said != close: told.append((session, name, known, close))
     force: dict = {}
-    for session, name, known, close in sorted((t for t in told if t[2] <= when), key=lambda t: t[2]): force[session, name] = close
+    for session, name, _, close in sorted((t for t in told if t[2] <= when), key=lambda t: t[2]): force[session, name] = close
     if force: got = store.as_of("bars", DAYS[when])["close"]
     else:
         with pytest.raises(ValueError, match="was known as of"): store.as_of("bars", DAYS[when])
@@ -282,7 +282,7 @@ def test_sql_only_looks(tmp_path):
     (tmp_path / "secret.csv").write_text("a\n1")
     for query in ("INSERT INTO bars VALUES (1)", f"COPY bars TO '{tmp_path / 'out.csv'}'", f"SELECT * FROM '{tmp_path / 'secret.csv'}'",
                   f"ATTACH '{tmp_path / 'x.db'}'", "SELECT * FROM manifest", "SET enable_external_access=true", "SELEC"):
-        with pytest.raises(ValueError, match="to be read only"): store.sql(query)
+        with pytest.raises(ValueError, match="Tables, to be read only"): store.sql(query)
     assert not (tmp_path / "out.csv").exists() and store.sql("SELECT count(*) AS n FROM bars")["n"].item() == 2
 
 

@@ -156,7 +156,7 @@ def add(self:Home,
     most:int=32,        # files a year, before they become one
 )->None:
     "All of `rows`, or none of them; call it inside `writing()`"
-    manifest, merged = self.manifest(), []
+    manifest, merged = self.manifest(), list[dict]()
     serial, files = manifest["serial"] + 1, manifest["files"]
     for year, part in rows.groupby(rows["session"].dt.year):
         same = [f for f in files if f["kind"] == kind and f["year"] == year]

@@ -57,7 +57,7 @@ def _grid(frame, days):
 def _trailing(marks, window):
     "How many of the last `window` sessions, this one included, are marked"
     total = np.cumsum(marks, axis=0, dtype=np.int32)
-    total[window:] -= total[:-window].copy()
+    total[window:] -= total[:-window]
     return total
 
 def _before(values):
@@ -312,8 +312,8 @@ def raise_if_red(self:Audit)->None:
     if self.status != "RED": return
     red = self.findings[self.findings["status"] == "RED"]
     told = [f"{check}: {_few(of['symbol'])} ({of['said'].iloc[0]})" for check, of in red.groupby("check", sort=False)]
-    names = self.quarantined if len(self.quarantined) < 9 else "audit.quarantined"
-    if (red["symbol"] == "*").any(): names = None
+    all_of_it = (red["symbol"] == "*").any()
+    names = None if all_of_it else self.quarantined if len(self.quarantined) < 9 else "audit.quarantined"
     raise QualityError(f"{self.summary()}. {'; '.join(told)}. Backfill with "
                        f"{_again(names, [red['first'].min(), red['last'].max()])} and audit again; see audit.findings")
 

@@ -231,8 +231,7 @@ def sql(self:Store,
         db.execute("SET enable_external_access=false; SET lock_configuration=true")
         try: return db.execute(query).df()
         except duckdb.Error as e:
-            raise ValueError(f"{e}\nThe tables here are {', '.join(kinds) or 'none yet'}, to be read only; "
-                             "rows come in with store.append") from e
+            raise ValueError(f"{e}\nTables, to be read only: {', '.join(kinds) or 'none'}; store.append adds rows") from e
 
 # %% ../../nbs/data/store.ipynb #eef4f18e
 def _left(want, covered):
@@ -260,7 +259,9 @@ def _gaps(spans, names, want):
     for name in [None] if names is None else names:
         covered = [_days(*days) for of, *days in spans if of is None or name in of]
         for span in _left(want, covered): gaps.setdefault(span, []).append(name)
-    return {span: None if of == [None] else of for span, of in sorted(gaps.items())}
+    return {span: None if of == [None] else of for span, of in sorted(gaps.items()) if _trades(*span)}
+
+def _trades(first, last): return first == date.min or last == date.max or len(sessions(first, last)) > 0
 
 def _days(first, last): return date.fromisoformat(first), date.fromisoformat(last)
 
@@ -302,7 +303,6 @@ def update(self:Store,
 # %% ../../nbs/data/store.ipynb #565f3480
 def _ask(store, source, names, span, kind, now, settings, key, stamp):
     start, end = (None if d in (date.min, date.max) else pd.Timestamp(d) for d in span)
-    if None not in (start, end) and not len(sessions(start, end)): return 0
     store.calls[source] += 1
     rows = fetch(source, names, start, end, kind=kind, fetched_at=now, **settings)
     if rows.empty: return 0 # nothing yet: not remembered, so asked again next time

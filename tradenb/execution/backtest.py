@@ -36,8 +36,8 @@ def _decide(entry, ledger, scores, rule):
     weights = _ruled(values, rule, entry, ledger) if callable(rule) else values
     entry.pending = np.where(np.isnan(weights), 0., weights)
     for name in symbols[np.isinf(weights)]:
-        raise ValueError(f"the weight of {name} on {entry.session:%Y-%m-%d} is infinite: gross exposure has to be finite; "
-                         "cap it with a rule, or mend the scores")
+        raise ValueError(f"the weight of {name} on {entry.session:%Y-%m-%d} is infinite: gross exposure has to be "
+                         "finite; cap it with a rule, or mend the scores")
 
 # %% ../../nbs/execution/backtest.ipynb #241f63d2
 def _ruled(scores, rule, entry, ledger):

@@ -37,21 +37,22 @@ class Fills:
     def on(self, symbols:np.ndarray)->"Fills":
         "The same fills, on other names"
         if self.symbols is symbols: return self
-        return Fills(symbols, *(placed(x, self.symbols, symbols) for x in (self.shares, self.price, self.cost)))
+        return Fills(symbols, *placed([self.shares, self.price, self.cost], self.symbols, symbols))
 
 # %% ../../nbs/execution/broker.ipynb #210b2c49
 def placed(
-    values:Sequence | np.ndarray, # floats, one a name
+    values:Sequence | np.ndarray, # floats, one a name, or rows of them
     names:Sequence | np.ndarray,  # str
     symbols:np.ndarray,           # str, among them all of `names`
     missing:float=0.,             # for the rest
-)->np.ndarray:                    # one a symbol
+)->np.ndarray:                    # one a symbol, or rows of them
     "`values` of `names`, on `symbols`"
-    row = {s: i for i, s in enumerate(symbols)}
-    strange = [s for s in names if s not in row]
-    if strange: raise ValueError(f"{strange[0]} is no name of the account; if a broker filled it, reconcile first")
-    out = np.full(len(symbols), missing)
-    out[[row[s] for s in names]] = values
+    row = dict(zip(symbols.tolist(), range(len(symbols)), strict=True))
+    place = [row.get(name, -1) for name in names]
+    if -1 in place:
+        raise ValueError(f"{names[place.index(-1)]} is no name of the account; if a broker filled it, reconcile first")
+    out = np.full((*np.shape(values)[:-1], len(symbols)), missing)
+    out[..., place] = values
     return out
 
 # %% ../../nbs/execution/broker.ipynb #16efbf3a
@@ -109,6 +110,7 @@ def _padded(w):
     "A matrix with one more column, of no price, for names that the market does not know"
     return np.column_stack([w.to_numpy(), np.full(len(w), np.nan)])
 
+# %% ../../nbs/execution/broker.ipynb #4734a809
 def _refuse(price, session, at, symbols, stakes):
     "Broken prices are no prices, and none that is needed may be broken"
     bad = ~(price > 0) & (price == price) | np.isinf(price)
