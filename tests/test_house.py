@@ -263,3 +263,8 @@ def test_breaking_the_rule_turns_it_red(rule, house):
         for p in [p for p in root.rglob("*") if p.is_file()]: p.unlink()
         for p, b in before.items(): p.write_bytes(b)
         assert not list(rule(root))
+
+
+def test_the_readme_is_the_index():
+    from tradenb.ops.site import readme
+    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme(ROOT/"nbs"/"index.ipynb"), "run: make readme"

@@ -282,7 +282,7 @@ def test_sql_only_looks(tmp_path):
     (tmp_path / "secret.csv").write_text("a\n1")
     for query in ("INSERT INTO bars VALUES (1)", f"COPY bars TO '{tmp_path / 'out.csv'}'", f"SELECT * FROM '{tmp_path / 'secret.csv'}'",
                   f"ATTACH '{tmp_path / 'x.db'}'", "SELECT * FROM manifest", "SET enable_external_access=true", "SELEC"):
-        with pytest.raises(ValueError, match="Tables, to be read only"): store.sql(query)
+        with pytest.raises(ValueError, match="Tables, read only"): store.sql(query)
     assert not (tmp_path / "out.csv").exists() and store.sql("SELECT count(*) AS n FROM bars")["n"].item() == 2
 
 

@@ -110,10 +110,10 @@ def _jumps(grid, jump=LIMITS["jump"], crowd=LIMITS["crowd"]):
 
 # %% ../../nbs/data/quality.ipynb #a55ff3be
 def _value(grid, i, j):
-    "Volume at a bar as a multiple of the usual, the median of twenty sessions before"
-    before = grid.at.get("volume", np.full_like(grid["close"], np.nan))[max(i - 20, 0):i + 1, j]
-    usual = before[:-1][~np.isnan(before[:-1])]
-    return before[-1] / np.median(usual) if len(usual) and np.median(usual) > 0 else np.nan
+    "Volume at a bar as a multiple of the usual, the median of those of twenty sessions before that had any"
+    if "volume" not in grid.at: return np.nan
+    before = grid["volume"][max(i - 20, 0):i, j]
+    return grid["volume"][i, j] / np.median(before[before > 0]) if (before > 0).any() else np.nan
 
 # %% ../../nbs/data/quality.ipynb #e49c0868
 def _slips(grid, z=LIMITS["z"]):

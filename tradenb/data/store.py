@@ -231,7 +231,7 @@ def sql(self:Store,
         db.execute("SET enable_external_access=false; SET lock_configuration=true")
         try: return db.execute(query).df()
         except duckdb.Error as e:
-            raise ValueError(f"{e}\nTables, to be read only: {', '.join(kinds) or 'none'}; store.append adds rows") from e
+            raise ValueError(f"{e}\nTables, read only: {', '.join(kinds) or 'none'}; store.append adds rows") from e
 
 # %% ../../nbs/data/store.ipynb #eef4f18e
 def _left(want, covered):
