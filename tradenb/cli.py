@@ -42,6 +42,7 @@ Simulated = Annotated[bool, typer.Option("--simulated", help="On the simulated m
 Files = Annotated[Path | None, typer.Option("--files", metavar="PATH", help="On your own Parquet or CSV.")]
 NoPage = Annotated[bool, typer.Option("--no-page", help="Numbers only: do not render the page.")]
 
+# %% ../nbs/cli.ipynb #3c05ea86
 def choices(
     sets:list[str] | None,  # --set options as typed
     simulated:bool,         # --simulated
@@ -94,6 +95,7 @@ def _begin(home):
               level=os.environ.get("TRADENB_LOG_LEVEL", "WARNING"))
     Path(home).mkdir(parents=True, exist_ok=True)
 
+# %% ../nbs/cli.ipynb #032f78e9
 def _page(kind, place, recipe, over, home, simulated, **more):
     from tradenb.ops.report import report
     home = Path(home).resolve()
@@ -107,6 +109,7 @@ def _address(page):
     at = page.resolve().as_uri()
     console.print(f"\n  page  [link={at}]{at}[/link]", soft_wrap=True)
 
+# %% ../nbs/cli.ipynb #58234d00
 def _usd(x): return f"${x:,.2f}" if x >= 0 else f"-${-x:,.2f}"
 def _band(v, digits=2, pct=False):
     if v is None or v.get("value") is None: return "[dim]not enough days yet[/]"
@@ -138,10 +141,12 @@ def day_table(
                            f"costs about {_usd(o['cost'])}")
     return _framed(f, Group(rows, "", _books(f["targets"])))
 
+# %% ../nbs/cli.ipynb #48a78784
 def _framed(f, inside):
     return Panel(inside, title=f"[bold]{f['recipe']}[/]  {f['session']}",
                  subtitle=f"[dim]account {f['account_name']}[/]", box=box.ROUNDED, expand=False, padding=(1, 2))
 
+# %% ../nbs/cli.ipynb #cb38a4bf
 def _books(targets):
     t = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_style="dim")
     for side in ("long", "short"):
@@ -222,6 +227,7 @@ def data_list():
     for row in frame.itertuples(index=False): t.add_row(*map(str, row))
     console.print(t)
 
+# %% ../nbs/cli.ipynb #117a8ad3
 @data_app.command("audit")
 def data_audit(recipe:RecipePath=Path("recipes/ranker.yml"), home:HomeDir=Path("var"), sets:Sets=None,
                simulated:Simulated=False, files:Files=None):
@@ -253,6 +259,7 @@ def site(out:Annotated[Path, typer.Option(help="Where the site goes.")]=Path("_d
     with console.status("building the site"): made = build(".", out, "auto" if quarto else None)
     _address(Path(made)/"index.html")
 
+# %% ../nbs/cli.ipynb #862130e3
 @app.command()
 def doctor():
     "Say what this machine is and what of tradenb works on it."
@@ -260,6 +267,7 @@ def doctor():
     for name, ok, said in examined(): t.add_row("[green]ok[/]" if ok else "[yellow]no[/]", name, said)
     console.print(t)
 
+# %% ../nbs/cli.ipynb #7a2636e0
 def examined()->list[tuple[str, bool, str]]:
     "Name, works, and what was found, a line each"
     def has(package):

@@ -328,7 +328,7 @@ def _draft(ledger, path, facts):
     "The entry that `facts` tell of, with its fills booked and its closes marked again"
     after = ledger.last and f"{ledger.last.session:%Y-%m-%d}"
     if facts["after"] != after:
-        raise ValueError(f"{path} follows {facts['after']}, and {after} is last: restore the file between from a backup")
+        raise ValueError(f"{path} follows {facts['after']}, and {after} is last: restore the file from a backup")
     entry = ledger.entry(pd.Timestamp(facts["session"]).as_unit("us"), facts["fill"])
     if facts["met"]: entry.book = entry.book.knowing(np.r_[ledger.symbols, np.array(facts["met"], dtype=object)])
     symbols, fills, marks = entry.book.symbols, facts["fills"], facts["marks"]

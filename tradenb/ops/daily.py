@@ -38,6 +38,7 @@ def account_folder(
     "Where a recipe's paper account lives"
     return Path(home)/"accounts"/(recipe.daily.account or f"{recipe.name}-{recipe.digest()[:8]}")
 
+# %% ../../nbs/ops/daily.ipynb #cc7e957f
 @contextmanager
 def _alone(folder):
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,7 @@ def _alone(folder):
                                "(nothing was changed)") from None
         yield
 
+# %% ../../nbs/ops/daily.ipynb #cb2ec30c
 def _write(path, text):
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with open(draft, "w", encoding="utf-8") as f: f.write(text); f.flush(); os.fsync(f.fileno())
@@ -83,6 +85,7 @@ def evening(
     rules = [r.make("rules") for r in recipe.rules]
     return market, step(ledger, session, market.panel, scores, broker, rules, fill=recipe.execution.fill)
 
+# %% ../../nbs/ops/daily.ipynb #4e81f461
 def _scores(recipe, home, market, path):
     "Tonight's scores, made once; what is there from an interrupted run is read"
     if not path.is_file():
@@ -95,6 +98,7 @@ def _scores(recipe, home, market, path):
         os.replace(draft, path)
     return _kept_scores(path)["score"].droplevel("session")
 
+# %% ../../nbs/ops/daily.ipynb #2eacd5e3
 @lru_cache(maxsize=4096)
 def _kept_scores(path): return pd.read_parquet(path)
 
@@ -109,6 +113,7 @@ def _account(ledger, opened):
             "sessions": len(r), "costs": float(ledger.costs.sum()), "turnover": float(ledger.turnover.mean()),
             "sharpe": {k: _number(sharpe.get(k)) for k in ("value", "low", "high")}}
 
+# %% ../../nbs/ops/daily.ipynb #adce53f7
 def _filled(ledger, session):
     "What was decided yesterday and filled tonight"
     done = ledger.fills
@@ -166,6 +171,7 @@ def _facts(recipe, home, folder, ledger, market):
     path.parent.mkdir(exist_ok=True)
     _write(path, json.dumps(facts, indent=1))
 
+# %% ../../nbs/ops/daily.ipynb #25586242
 def facts_of(
     recipe:Recipe,             # whose account
     home:str | Path,           # where tradenb keeps things
@@ -200,12 +206,14 @@ def day(
                 _facts(recipe, home, folder, ledger, market)
         return facts_of(recipe, home, known[-1] if session is None else session)
 
+# %% ../../nbs/ops/daily.ipynb #4f634b87
 def _mend(recipe, home, folder, ledger):
     "Write the facts of the last evening, if a kill came between the account and them"
     last = ledger.last and ledger.last.session
     if last and not (folder/"days"/f"{last:%Y-%m-%d}.json").is_file():
         _facts(recipe, home, folder, ledger, gather(recipe, store_of(recipe, home), last, update=False))
 
+# %% ../../nbs/ops/daily.ipynb #88053ce2
 def _stopped(recipe, folder, session, error):
     "What is said of a RED evening"
     log.error("stopped", session=f"{session:%Y-%m-%d}", why=str(error))

@@ -48,6 +48,7 @@ class Backtest:
     folds:pd.DataFrame     # what was trained when, tested when
     importance:pd.Series   # of the features, in the last fold's model; sums to 1
 
+# %% ../../nbs/ops/history.ipynb #8afb4071
 _TABLES = ("days", "scored", "fills", "folds")
 
 def opened(
@@ -95,6 +96,7 @@ def backtest(
     last = Remembered(recipe.model.make("model"), Path(home)/"models").fit(_last_training(recipe, learnt))
     return _kept(folder, recipe, market, ds, scores, ledger, last, permute)
 
+# %% ../../nbs/ops/history.ipynb #b1e22921
 def _last_training(recipe, ds):
     *_, (train, _test) = recipe.split.make("split").split(ds)
     return ds.take(train)
@@ -125,9 +127,10 @@ def _kept(folder, recipe, market, ds, scores, ledger, last, permute):
         if not (folder/"facts.json").is_file(): raise
     return opened(folder)
 
+# %% ../../nbs/ops/history.ipynb #61589df8
 def _plain(x): return x.item() if hasattr(x, "item") else str(x)
 
-# %% ../../nbs/ops/history.ipynb #61589df8
+# %% ../../nbs/ops/history.ipynb #c06c30c6
 def data_facts(
     market:Market, # what is known
 )->dict:           # for a page, a table or a record
@@ -142,6 +145,7 @@ def data_facts(
             "tonight": int(market.eligible.loc[days[-1]].sum()), "rows": len(market.panel),
             "findings": json.loads(worst.to_json(orient="records", date_format="iso", default_handler=str))}
 
+# %% ../../nbs/ops/history.ipynb #738e9098
 def ic_facts(
     ics:pd.Series,   # rank IC by session
     recipe:Recipe,   # its label says how far the labels overlap
