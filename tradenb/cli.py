@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -50,12 +51,12 @@ def choices(
 )->list[str]:               # overrides for ops.recipe.load
     "The overrides that the shared options stand for"
     if simulated and files: raise ValueError("--simulated and --files are two different markets; give one of them")
-    out = list(sets or [])
+    out:list[str] = []
     if simulated: out += ["data.source=market", "data.settings={universe: simulated}", "data.symbols=null"]
     if files:
         path = json.dumps({"path": str(files.expanduser().resolve())})
         out += ["data.source=files", f"data.settings={path}", "data.symbols=null"]
-    return out
+    return out + list(sets or [])
 
 # %% ../nbs/cli.ipynb #031d4f75
 console = Console()
@@ -73,11 +74,11 @@ def daily(
     and a run that was killed is taken up where it stopped. A new account opens some sessions back (the recipe says
     how many) and catches up.
     """
-    _begin(home)
     from tradenb.ops.daily import day
     from tradenb.ops.recipe import load
     over = choices(sets, simulated, files)
-    facts = day(load(recipe, over), home, session, progress=not as_json)
+    r = _begin(home, lambda: load(recipe, over))
+    facts = day(r, home, session, progress=not as_json)
     if as_json: typer.echo(json.dumps(facts, indent=1))
     else: console.print(day_table(facts))
     if facts["data"]["status"] == "RED": raise typer.Exit(3)
@@ -86,14 +87,17 @@ def daily(
         _page("daily", place, recipe, over, home, facts["simulated"], session=facts["session"])
 
 # %% ../nbs/cli.ipynb #40594ea2
-def _begin(home):
+def _begin(home, load=lambda: None):
     from dotenv import load_dotenv
 
     from tradenb.core.log import configure
     load_dotenv(Path(".env"))
     configure(json=os.environ.get("TRADENB_LOG") == "json", file=os.environ.get("TRADENB_LOG_FILE"),
-              level=os.environ.get("TRADENB_LOG_LEVEL", "WARNING"))
+              level=os.environ.get("TRADENB_LOG_LEVEL", "CRITICAL"))
+    recipe = load()   # before anything is made on disk
+    if Path(home).exists() and not Path(home).is_dir(): raise ValueError(f"--home {home} is a file; name a folder")
     Path(home).mkdir(parents=True, exist_ok=True)
+    return recipe
 
 # %% ../nbs/cli.ipynb #032f78e9
 def _page(kind, place, recipe, over, home, simulated, **more):
@@ -114,6 +118,7 @@ def _usd(x): return f"${x:,.2f}" if x >= 0 else f"-${-x:,.2f}"
 def _band(v, digits=2, pct=False):
     if v is None or v.get("value") is None: return "[dim]not enough days yet[/]"
     f = (lambda x: f"{x:.1%}") if pct else (lambda x: f"{x:.{digits}f}")
+    if v.get("low") is None or v["low"] != v["low"]: return f"{f(v['value'])}  [dim]too few days for an interval[/]"
     return f"{f(v['value'])}  [dim]95% {f(v['low'])} to {f(v['high'])}[/]"
 
 # %% ../nbs/cli.ipynb #8db22a7c
@@ -128,10 +133,11 @@ def day_table(
     rows.add_column()
     d, m, a = f["data"], f["model"], f["account"]
     if f["simulated"]: rows.add_row("", "[bold yellow]SIMULATED market: nothing here happened[/]")
-    rows.add_row("data", f"[{_COLOUR[d['status']]}]{d['status']}[/]  {d['summary']}")
+    rows.add_row("data", f"[{_COLOUR[d['status']]}]{d['status']}[/]  {escape(d['summary'])}")
     if d["status"] == "RED": return _framed(f, rows)
+    if d.get("restated"): rows.add_row("", "[yellow]with corrections that came after the close[/]")
     rows.add_row("model", f"{m['name']}, learnt from {m['rows']:,} labels known by {m['known']}")
-    rows.add_row("rank IC", _band(m["ic"], 3) + f"  [dim]{m['ic'].get('sessions', 0)} sessions out of sample[/]")
+    if m["ic"]["sessions"]: rows.add_row("rank IC", _band(m["ic"], 3) + f"  [dim]{m['ic']['sessions']} sessions[/]")
     rows.add_row("Sharpe", _band(a["sharpe"]) + f"  [dim]paper account, {a['sessions']} sessions, net of costs[/]")
     rows.add_row("NAV", f"[bold]{_usd(a['nav'])}[/]  {a['day']:+.2%} today, {a['total']:+.2%} since {a['opened']}")
     o, done = f["orders"], f["filled"]
@@ -177,12 +183,11 @@ def backtest(
     The same recipe, data and code are not computed twice. With --permute the labels are shuffled first: whatever edge
     that run shows is luck, and the real one has to beat it.
     """
-    _begin(home)
     from tradenb.ops.history import backtest as run
     from tradenb.ops.history import tracked
     from tradenb.ops.recipe import load
     over = choices(sets, simulated, files)
-    r = load(recipe, over)
+    r = _begin(home, lambda: load(recipe, over))
     with console.status("gathering and auditing the data, then a bar over the folds"):
         done = run(r, home, permute, progress=sys.stderr.isatty())
     console.print(backtest_table(done))
@@ -207,7 +212,7 @@ def backtest_table(
     rows.add_row("data", f"[{_COLOUR[f['data']['status']]}]{f['data']['status']}[/]  {f['data']['summary']}")
     rows.add_row("span", f"{days.index[0]:%Y-%m-%d} to {days.index[-1]:%Y-%m-%d}, {len(days)} sessions, "
                          f"{f['model']['folds']} folds")
-    rows.add_row("rank IC", _band(f["ic"], 4))
+    if f["ic"]["sessions"]: rows.add_row("rank IC", _band(f["ic"], 4))
     for name, pct in (("sharpe", False), ("cagr", True), ("volatility", True), ("max_drawdown", True)):
         rows.add_row(name.replace("_", " "), _band(t.loc[name].to_dict(), pct=pct))
     rows.add_row("turnover", f"{days['turnover'].mean():.1%} of NAV a day, costs {_usd(f['cost_usd'])}")
@@ -232,11 +237,10 @@ def data_list():
 def data_audit(recipe:RecipePath=Path("recipes/ranker.yml"), home:HomeDir=Path("var"), sets:Sets=None,
                simulated:Simulated=False, files:Files=None):
     "Fetch a recipe's data and say what the gate finds: GREEN, AMBER, or RED with the cure. Exits with 3 on RED."
-    _begin(home)
     from tradenb.data.quality import audit
     from tradenb.ops.line import store_of
     from tradenb.ops.recipe import load
-    r = load(recipe, choices(sets, simulated, files))
+    r = _begin(home, lambda: load(recipe, choices(sets, simulated, files)))
     store = store_of(r, home)
     store.update(r.data.source, r.data.symbols, r.data.start, r.data.end, **r.data.settings)
     found = audit(store.as_of("bars", "2200-01-01", symbols=r.data.symbols, start=r.data.start, end=r.data.end))
@@ -244,7 +248,7 @@ def data_audit(recipe:RecipePath=Path("recipes/ranker.yml"), home:HomeDir=Path("
     t = Table(box=box.SIMPLE_HEAD, title=said, title_justify="left")
     for c in ("status", "check", "symbol", "count", "said", "cure"): t.add_column(c, overflow="fold")
     for row in found.findings.head(40).to_dict("records"):
-        t.add_row(*(str(row.get(c, "")) for c in ("status", "check", "symbol", "count", "said", "cure")))
+        t.add_row(*(escape(str(row.get(c, ""))) for c in ("status", "check", "symbol", "count", "said", "cure")))
     if len(found.findings) > 40: t.caption = f"and {len(found.findings) - 40} more"
     console.print(t)
     if found.status == "RED": raise typer.Exit(3)
@@ -264,7 +268,7 @@ def site(out:Annotated[Path, typer.Option(help="Where the site goes.")]=Path("_d
 def doctor():
     "Say what this machine is and what of tradenb works on it."
     t = Table(box=box.SIMPLE_HEAD, show_header=False)
-    for name, ok, said in examined(): t.add_row("[green]ok[/]" if ok else "[yellow]no[/]", name, said)
+    for name, ok, said in examined(): t.add_row("[green]ok[/]" if ok else "[yellow]no[/]", name, escape(said))
     console.print(t)
 
 # %% ../nbs/cli.ipynb #7a2636e0
@@ -291,5 +295,5 @@ def main():
     except (ValueError, TypeError, OSError, RuntimeError, KeyError) as e:
         if os.environ.get("TRADENB_DEBUG"): raise
         said = e.args[0] if isinstance(e, KeyError) and e.args else e
-        Console(stderr=True).print(f"[bold red]error[/] {said}", highlight=False, markup=True)
+        Console(stderr=True).print(f"[bold red]error[/] {escape(str(said))}", highlight=False)
         raise SystemExit(1) from None

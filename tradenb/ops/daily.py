@@ -63,7 +63,9 @@ def due(
     back:int,                      # a new account opens so many sessions before it
 )->pd.DatetimeIndex:               # oldest first; empty if there is nothing to do
     "Sessions to run so that the account reaches `session`"
-    until = known[-1] if session is None else pd.Timestamp(session)
+    try: until = known[-1] if session is None else pd.Timestamp(session)
+    except ValueError: until = pd.NaT
+    if pd.isna(until): raise ValueError(f"the session is {session!r}; write it as YYYY-MM-DD")
     if until not in known:
         near = known[known < until][-1:].append(known[known > until][:1])
         raise ValueError(f"there are no bars for {until:%Y-%m-%d}: it was no session, or the vendor has nothing; "
@@ -79,11 +81,33 @@ def evening(
     session:pd.Timestamp,     # tonight
 )->tuple[Market, Ledger]:     # what was known, and the account with this session booked
     "The line of `ops.line`, for one session"
-    market = gather(recipe, store_of(recipe, home), session, update=False)
+    market = _seen(recipe, home, session)
+    _same_prices(ledger, market)
     scores = _scores(recipe, home, market, account_folder(recipe, home)/"scores"/f"{session:%Y-%m-%d}.parquet")
+    if scores is None and ledger.last is None: return market, ledger   # it opens when there is something to decide
     broker = Sim(market.panel, recipe.execution.costs.make("costs"))
     rules = [r.make("rules") for r in recipe.rules]
     return market, step(ledger, session, market.panel, scores, broker, rules, fill=recipe.execution.fill)
+
+# %% ../../nbs/ops/daily.ipynb #afde5feb
+def _seen(recipe, home, session):
+    store = store_of(recipe, home)
+    try: return gather(recipe, store, session, update=False)
+    except QualityError as red:
+        try: return gather(recipe, store, session, update=False, restated=True)
+        except QualityError: raise red from None
+
+def _same_prices(ledger, market):
+    "Raise if the prices that the account is marked at are not the market's own any more"
+    if ledger.last is None or ledger.last.session not in market.panel.index.levels[0]: return
+    then = market.panel["close"].xs(ledger.last.session)
+    mark = pd.Series(ledger.book.marks, ledger.book.symbols)[ledger.book.shares != 0]
+    off = (mark/then.reindex(mark.index)).dropna()
+    off = off[(off - 1).abs() > 1e-9]
+    if len(off): raise ValueError(
+        f"the price of {off.index[0]} on {ledger.last.session:%Y-%m-%d} was {mark[off.index[0]]:.4f} when the account "
+        f"was marked and is {then[off.index[0]]:.4f} now ({len(off)} names): adjusted prices were restated, after a split or a dividend. "
+        "Open a new account (daily.account in the recipe), or use prices whose past is not adjusted anew")
 
 # %% ../../nbs/ops/daily.ipynb #4e81f461
 def _scores(recipe, home, market, path):
@@ -91,6 +115,7 @@ def _scores(recipe, home, market, path):
     if not path.is_file():
         ds = dataset(recipe, market)
         if not len(ds.X) or ds.sessions[-1] != market.last: return None   # nobody may be scored tonight: hold
+        if _too_early(recipe, ds): return None
         made, by = tonight(recipe, ds, home)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -99,8 +124,17 @@ def _scores(recipe, home, market, path):
     return _kept_scores(path)["score"].droplevel("session")
 
 # %% ../../nbs/ops/daily.ipynb #2eacd5e3
+def _too_early(recipe, ds):
+    "Has the splitter no test block yet?"
+    try: return not len(recipe.split.make("split").folds(ds.sessions.unique()))
+    except ValueError: return True
+
 @lru_cache(maxsize=4096)
-def _kept_scores(path): return pd.read_parquet(path)
+def _kept_scores(path):
+    try: return pd.read_parquet(path)
+    except (ValueError, OSError) as e:
+        raise ValueError(f"{path} is damaged ({e}); restore it from a backup, or delete it: tonight's is made again, "
+                         "an older one is missing from the record of the rank IC") from None
 
 # %% ../../nbs/ops/daily.ipynb #d51bfea2
 def _account(ledger, opened):
@@ -150,9 +184,9 @@ def _model(recipe, home, folder, market, sessions):
     path = Path(home)/"models"/kept[-1]["model"].iloc[0]
     model = load_model(path)
     seen = {k: model.training_[k] for k in ("rows", "first", "last", "known")}
-    label = recipe.label.make("label", panel=market.panel.loc[sessions[0]:], fill=recipe.execution.fill) \
-        if len(sessions) > 12 else None
-    ics = ic(pd.concat(kept)["score"], label["y"]) if label is not None and len(label) else pd.Series(dtype=float)
+    scores = pd.concat(kept)["score"]
+    y = recipe.label.make("label", panel=market.panel, fill=recipe.execution.fill)["y"].reindex(scores.index).dropna()
+    ics = ic(scores, y) if len(y) and y.index.get_level_values(0).duplicated().any() else pd.Series(dtype=float)
     return {"name": recipe.model.name, "key": path.name, **seen, "ic": ic_facts(ics, recipe),
             "importance": model.importance().to_dict()}
 
@@ -169,7 +203,7 @@ def _facts(recipe, home, folder, ledger, market):
              "account": _account(ledger, ledger.sessions[0]), "filled": _filled(ledger, session),
              **_next(recipe, ledger, scores)}
     path.parent.mkdir(exist_ok=True)
-    _write(path, json.dumps(facts, indent=1))
+    _write(path, json.dumps(facts, indent=1, allow_nan=False))
 
 # %% ../../nbs/ops/daily.ipynb #25586242
 def facts_of(
@@ -180,9 +214,13 @@ def facts_of(
     "The facts of an evening"
     folder = account_folder(recipe, home)
     path = folder/"days"/f"{pd.Timestamp(session):%Y-%m-%d}.json"
-    if path.is_file(): return json.loads(path.read_text(encoding="utf-8"))
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError: pass
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged ({e}); restore it from a backup, or, if it is the account's last evening, "
+                         "delete it and run the day again") from None
     have = sorted(p.stem for p in path.parent.glob("*.json"))
-    span = f"it has {have[0]} to {have[-1]}" if have else "it has none yet: run the day first"
+    span = f"it has {len(have)}, from {have[0]} to {have[-1]}" if have else "it has none yet: run the day first"
     raise ValueError(f"the account {folder.name} has no evening of {path.stem}; {span}")
 
 # %% ../../nbs/ops/daily.ipynb #10079f12
@@ -203,7 +241,10 @@ def day(
             with bound(session=f"{s:%Y-%m-%d}", recipe=recipe.name):
                 try: market, ledger = evening(recipe, home, ledger, s)
                 except QualityError as e: return _stopped(recipe, folder, s, e)
-                _facts(recipe, home, folder, ledger, market)
+                if ledger.last: _facts(recipe, home, folder, ledger, market)
+        if not ledger.last: raise ValueError(
+            f"{recipe.name}: no session up to {todo[-1]:%Y-%m-%d} can be scored yet: {len(known)} sessions are fewer than "
+            "the features, the splitter's train span and its embargo take; fetch a longer history, or lower split.walk_forward.train")
         return facts_of(recipe, home, known[-1] if session is None else session)
 
 # %% ../../nbs/ops/daily.ipynb #4f634b87
@@ -218,8 +259,9 @@ def _stopped(recipe, folder, session, error):
     "What is said of a RED evening"
     log.error("stopped", session=f"{session:%Y-%m-%d}", why=str(error))
     return {"recipe": recipe.name, "title": recipe.title, "digest": recipe.digest(), "session": f"{session:%Y-%m-%d}",
-            "account_name": folder.name, "simulated": False, "vendor": recipe.data.source,
-            "model": None, "account": None, "data": {"status": "RED", "summary": str(error), "findings": []}}
+            "account_name": folder.name, "vendor": recipe.data.source,
+            "simulated": recipe.data.settings.get("universe") == "simulated", "model": None, "account": None,
+            "data": {"status": "RED", "summary": str(error), "findings": []}}
 
 # %% ../../nbs/ops/daily.ipynb #1ca6edd4
 def record_of(

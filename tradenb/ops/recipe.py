@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ class Data(_Strict):
     source: str = "market"               # a name that data.providers knows
     settings: dict[str, Any] = Field(default_factory=dict) # that source's own settings: universe, path, ...
     symbols: list[str] | None = None     # None is all of them
-    start: str | None = None             # first session asked for, YYYY-MM-DD
-    end: str | None = None               # last session asked for, YYYY-MM-DD
+    start: date | None = None            # first session asked for, YYYY-MM-DD
+    end: date | None = None              # last session asked for, YYYY-MM-DD
     macro: bool = False                  # also load the macro series (VIX)
     quarantine: dict[str, Any] = Field(default_factory=dict) # limits handed to quality.eligible
 
@@ -111,7 +112,8 @@ class Execution(_Strict):
 class Daily(_Strict):
     "How the one day is run"
     paper_sessions: int = Field(default=60, ge=1) # a new paper account opens so many sessions back, and catches up
-    account: str | None = None           # name of the paper account; None: one account for each distinct recipe
+    account: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$") # name of the paper account;
+                                         # None: one account for each distinct recipe
 
 # %% ../../nbs/ops/recipe.ipynb #108917b4
 class Recipe(_Strict):
@@ -144,8 +146,9 @@ class Recipe(_Strict):
         return self._said
 
     def digest(self)->str:
-        "Twelve hex digits that change when anything in the recipe changes"
-        return hashlib.sha256(json.dumps(self._said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        "Twelve hex digits that change when anything that decides a number changes; a title decides none"
+        said = {k: v for k, v in self._said.items() if k not in ("title", "daily")}
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 # %% ../../nbs/ops/recipe.ipynb #200b4f3c
 def merge(
@@ -189,10 +192,15 @@ def override(
     if not isinstance(overrides, Mapping):
         wrong = [o for o in overrides if "=" not in o]
         if wrong: raise RecipeError(f"override {wrong[0]!r} has no '='; write it as dotted.key=value")
-        overrides = {k: yaml.safe_load(v) for k, v in (o.split("=", 1) for o in overrides)}
+        overrides = {k: _value(k, v) for k, v in (o.split("=", 1) for o in overrides)}
     out = deepcopy(dict(raw))
     for dotted, value in overrides.items(): _put(out, dotted.split("."), value, dotted)
     return out
+
+def _value(key, text):
+    try: return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {key!r}: {text!r} is not YAML; quote it, as in {key}='...'") from None
 
 def _put(tree, path, value, dotted):
     "Set one value; a number in the path counts in a list"
@@ -212,14 +220,17 @@ def _read(path, seen=()):
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, through {' -> '.join(p.name for p in seen)}; break the circle")
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yml")) if path.parent.is_dir() else []
-        there = ", ".join(near) or "no recipes"
+        near = sorted(p.name for p in path.parent.glob("[!_.]*.yml")) if path.parent.is_dir() else []
+        there = ", ".join(near) or "no recipes: run in the checkout, or name the file in full"
         raise RecipeError(f"{path}: no such recipe{_near(path.name, near)}; {path.parent}/ has {there}")
     try: raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise RecipeError(f"{path}: not YAML ({e}); check the indentation there") from None
-    if not isinstance(raw, dict): raise RecipeError(f"{path}: a recipe is a mapping of keys, was {type(raw).__name__}")
+    if not isinstance(raw, dict):
+        was = "empty" if raw is None else f"a {type(raw).__name__}"
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, this is {was}; recipes/ranker.yml is one to copy")
     base = raw.pop("extends", None)
+    if not isinstance(base, str | None): raise RecipeError(f"{path}: extends names one file, was {base!r}")
     return merge(_read(path.parent/base, (*seen, path.resolve())), raw) if base else raw
 
 # %% ../../nbs/ops/recipe.ipynb #ffaa3800
@@ -246,5 +257,10 @@ def load(
     except RecipeError as e: raise RecipeError(f"{path}: {e}") from None
     for kind, step in recipe.steps():
         if step.name not in NAMES[kind]: raise RecipeError(f"{path}: {_unknown(kind, step.name)}")
+    for kind, step in recipe.steps():
+        if kind in ("features", "label"): continue   # these are called with data, later
+        try: step.make(kind)
+        except RecipeError as e: raise RecipeError(f"{path}: {e}") from None
+        except (ValueError, TypeError) as e: raise RecipeError(f"{path}: {kind}.{step.name}: {e}") from None
     recipe._said, recipe._file = said, str(path)
     return recipe
