@@ -137,3 +137,81 @@ def test_a_red_evening_changes_nothing_and_can_be_mended(small, tmp_path):
     bars.to_parquet(folder/"bars.parquet")
     facts = day(mine, home)
     assert facts["data"]["status"] != "RED" and facts["session"] == f"{days[-1]:%Y-%m-%d}"
+
+
+@pytest.mark.whole
+def test_the_shipped_long_term_recipe_runs_its_evenings(root, tmp_path):
+    pytest.importorskip("arch")
+    facts = day(load(root/"recipes"/"long_term.yml", ["daily.paper_sessions=40"]), tmp_path)
+    assert facts["account"]["sessions"] == 40 and facts["model"]["ic"]["sessions"] == 0 and facts["market"] == "the name itself"
+
+
+def test_a_short_account_has_no_interval_and_says_so(small, tmp_path):
+    from rich.console import Console
+
+    from tradenb.cli import day_table
+    facts = day(load(small, ["daily.paper_sessions=3"]), tmp_path/"home")
+    assert facts["account"]["sharpe"]["low"] is None
+    page = Console(width=100, record=True, file=open(os.devnull, "w"))
+    page.print(day_table(facts))
+    assert "too few days for an interval" in page.export_text()
+
+
+def test_an_account_opens_when_there_is_something_to_decide(small, tmp_path):
+    r = load(small, ["daily.paper_sessions=90"])
+    day(r, tmp_path/"home")
+    opened = ledger_of(r, tmp_path/"home")
+    assert 60 < len(opened.sessions) < 90 and opened.pending is not None
+    with pytest.raises(ValueError, match="can be scored yet"): day(load(small, ["split.walk_forward.train=190"]), tmp_path/"home")
+
+
+def test_restated_prices_stop_an_account_that_holds_shares_at_the_old_ones(small, tmp_path):
+    r, home = load(small), tmp_path/"home"
+    bars = gather(r, store_of(r, tmp_path/"source")).panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
+    bars["adj_close"] = bars["close"]
+    days = bars["session"].unique()
+    path = tmp_path/"bars.parquet"
+    bars[bars["session"] <= days[-3]].to_parquet(path)
+    mine = load(small, ["data.source=files", f"data.settings={{path: {path}}}"])
+    day(mine, home)
+    held = ledger_of(mine, home)
+    before, name = held.nav, held.pending.abs().idxmax()
+    paid = (bars["symbol"] == name) & (bars["session"] < days[-2])
+    bars.assign(adj_close=bars["adj_close"].where(~paid, bars["adj_close"]*.97)).to_parquet(path)   # a dividend of 3%, told backwards
+    with pytest.raises(ValueError, match=f"the adjusted price of {name} was restated after"): day(mine, home)
+    assert ledger_of(mine, home).nav.loc[:before.index[-1]].equals(before)
+
+
+def test_a_value_that_was_mended_later_lets_the_evening_run_and_is_said(small, tmp_path):
+    r, home = load(small), tmp_path/"home"
+    bars = gather(r, store_of(r, tmp_path/"source")).panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
+    path, days = tmp_path/"bars.csv", bars["session"].unique()
+    wrong = bars["symbol"].isin(sorted(bars["symbol"].unique())[:5]) & (bars["session"] == days[-1])
+    bars.assign(close=bars["close"].where(~wrong, -1.)).to_csv(path, index=False)
+    mine = load(small, ["data.source=files", f"data.settings={{path: {path}}}"])
+    assert day(mine, home)["data"]["status"] == "RED"
+    bars.to_csv(path, index=False)
+    facts = day(mine, home)
+    assert facts["data"]["status"] != "RED" and facts["data"]["restated"] and facts["session"] == f"{days[-1]:%Y-%m-%d}"
+
+
+@pytest.mark.parametrize(("damage", "says"), [
+    (lambda home, folder: (last(folder/"ledger")).write_text((last(folder/"ledger")).read_text().split("\n")[0]), "whole lines of 2"),
+    (lambda home, folder: change(last(folder/"ledger"), '"pending": {', '"pending": {"SIM001": 0.5, '), "was changed after it was written"),
+    (lambda home, folder: last(folder/"days").write_text("{"), "is damaged .* delete it and run the day again"),
+    (lambda home, folder: next(folder.glob("scores/*.parquet")).write_bytes(b"no"), "is damaged .* restore it from a backup"),
+    (lambda home, folder: next(home.glob("store/*/manifest.json")).unlink(), "manifest.json is gone"),
+    (lambda home, folder: next(home.glob("store/*/fetched.json")).write_text("[]"), "fetched.json is damaged"),
+], ids=["half a session", "pending changed", "facts", "old scores", "manifest", "fetched"])
+def test_damage_is_one_clear_error(small, tmp_path, damage, says):
+    r, home = load(small), tmp_path/"home"
+    known = known_sessions(r, home)
+    day(r, home, known[-2])
+    from tradenb.ops.daily import _kept_scores
+    _kept_scores.cache_clear()
+    damage(home, account_folder(r, home))
+    with pytest.raises(ValueError, match=says): day(r, home, known[-2] if "damaged .* delete" in says else None)
+
+
+def last(folder): return sorted(folder.glob("????-??-??.json"))[-1]
+def change(path, old, new): path.write_text(path.read_text().replace(old, new, 1))

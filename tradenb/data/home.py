@@ -91,15 +91,26 @@ class Home:
     def writing(self): return locked(self.root/".lock", self.wait)
     def note(self, name): return _note(self.root/f"{name}.json")
     def write_note(self, name, note): replace(self.root/f"{name}.json", json.dumps(note, indent=0).encode())
-    def manifest(self): return self.note("manifest") or dict(serial=0, files=[])
+    def manifest(self): return _manifest(self)
 
 # %% ../../nbs/data/home.ipynb #0079ac7f
 def _note(path):
-    try: return json.loads(path.read_text())
+    try: found = json.loads(path.read_text())
     except FileNotFoundError: return {}
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged ({e}); restore it from a copy, or move the folder away and "
-                         "fetch again") from e
+    except ValueError as e: raise ValueError(f"{path} is damaged ({e}); {_CURE}") from e
+    if not isinstance(found, dict): raise ValueError(f"{path} is damaged (it holds a {type(found).__name__}); {_CURE}")
+    return found
+
+_CURE = "restore it from a copy, or move the folder away and fetch again"
+
+def _manifest(home):
+    found = home.note("manifest")
+    if not found and any(home.root.glob("*/*/*.parquet")):
+        raise ValueError(f"{home.root/'manifest.json'} is gone, and it says which files beside it count; {_CURE}")
+    found = found or dict(serial=0, files=[])
+    if not (isinstance(found.get("files"), list) and isinstance(found.get("serial"), int)):
+        raise ValueError(f"{home.root/'manifest.json'} is damaged (no list of files); {_CURE}")
+    return found
 
 # %% ../../nbs/data/home.ipynb #2a6b0ee9
 _OURS = re.compile(r"\w+/\d{4}/(\d{6}\.parquet|\.\d{6}\.parquet\.\d+\.tmp)|\.\w+\.json\.\d+\.tmp")
@@ -158,6 +169,7 @@ def add(self:Home,
     "All of `rows`, or none of them; call it inside `writing()`"
     manifest, merged = self.manifest(), list[dict]()
     serial, files = manifest["serial"] + 1, manifest["files"]
+    if not manifest["serial"]: self.write_note("manifest", manifest) # from now on there is one, or it was lost
     for year, part in rows.groupby(rows["session"].dt.year):
         same = [f for f in files if f["kind"] == kind and f["year"] == year]
         if len(same) >= most - 1:

@@ -6,6 +6,7 @@
 __all__ = ['orders_to', 'Book', 'Entry', 'Ledger']
 
 # %% ../../nbs/execution/ledger.ipynb #c30265cd
+import hashlib
 import json
 import os
 from copy import copy
@@ -140,10 +141,23 @@ def _write(path, *lines):
     finally: os.close(folder)
 
 # %% ../../nbs/execution/ledger.ipynb #aacf8c2c
-def _parse(path, lines=1):
-    try: return [json.loads(line) for line in path.read_text().split("\n", lines)[:lines]]
-    except ValueError as e:
-        raise ValueError(f"{path} is not what was written there ({e}); restore it from a backup") from e
+def _parse(path, lines=1, whole=1):
+    "The first `lines` lines of a file that was written with `whole`"
+    try: text = path.read_text()
+    except UnicodeDecodeError as e: raise ValueError(f"{path} is not what was written there ({e}); {_CURE}") from e
+    had = text.split("\n")
+    if len(had) != whole + 1 or had[-1]:
+        raise ValueError(f"{path} is not what was written there ({len(had) - 1} whole lines of {whole}); {_CURE}")
+    try: found = [json.loads(line) for line in had[:lines]]
+    except ValueError as e: raise ValueError(f"{path} is not what was written there ({e}); {_CURE}") from e
+    if not all(isinstance(x, dict) for x in found): raise ValueError(f"{path} is not what was written there; {_CURE}")
+    if lines == whole == 2 and found[0].get("tomorrow") != _digest(had[1]):
+        raise ValueError(f"{path}: what was left for the next session was changed after it was written; {_CURE}")
+    return found
+
+_CURE = "restore it from a backup"
+
+def _digest(line): return hashlib.sha256(line.encode()).hexdigest()[:16]
 
 def _file(folder, session): return folder/f"{session:%Y-%m-%d}.json"
 
@@ -316,12 +330,18 @@ class Ledger(_Aligned):
     def append(self, entry:Entry)->"Ledger":
         "The ledger with one more session: all of it or, if anything goes wrong, none"
         self.entry(entry.session, entry.fill)
-        if self.folder: _write(_file(self.folder, entry.session), _facts(entry, self), _tomorrow(entry))
+        if self.folder: _write(_file(self.folder, entry.session), *_written(entry, self))
         self.daily = self.returns_with(entry.book.nav)
         self.lines.append(_line(entry))
         self._booked.add(entry.session)
         self.last = entry
         return self
+
+# %% ../../nbs/execution/ledger.ipynb #2363c6f4
+def _written(entry, ledger):
+    "The two lines of an entry's file; the first vouches for the second"
+    left = _tomorrow(entry)
+    return _facts(entry, ledger) | {"tomorrow": _digest(json.dumps(left))}, left
 
 # %% ../../nbs/execution/ledger.ipynb #3138c111
 def _draft(ledger, path, facts):
@@ -362,6 +382,6 @@ def _open(ledger, folder, cash):
     if cash is not None and cash != ledger.opening:
         raise ValueError(f"{folder} opened with {ledger.opening:,.2f} dollars, was asked for {cash:,.2f}; "
                          "leave cash out, or open another folder")
-    for path in files: _replay(ledger, path, *_parse(path, lines=2 if path is files[-1] else 1))
+    for path in files: _replay(ledger, path, *_parse(path, 2 if path is files[-1] else 1, whole=2))
     ledger.folder = folder
     return ledger

@@ -24,7 +24,7 @@ from ..execution.broker import Sim
 from ..execution.ledger import Ledger
 from ..models.base import load as load_model
 from .history import by_day, data_facts, ic_facts
-from .line import Market, dataset, gather, known_sessions, store_of, tonight
+from .line import END, Market, dataset, gather, known_sessions, store_of, tonight
 from .recipe import Recipe
 from ..validation.metrics import ic, intervals
 
@@ -82,6 +82,7 @@ def evening(
 )->tuple[Market, Ledger]:     # what was known, and the account with this session booked
     "The line of `ops.line`, for one session"
     market = _seen(recipe, home, session)
+    _one_basis(recipe, home, market)
     _same_prices(ledger, market)
     scores = _scores(recipe, home, market, account_folder(recipe, home)/"scores"/f"{session:%Y-%m-%d}.parquet")
     if scores is None and ledger.last is None: return market, ledger   # it opens when there is something to decide
@@ -97,6 +98,19 @@ def _seen(recipe, home, session):
         try: return gather(recipe, store, session, update=False, restated=True)
         except QualityError: raise red from None
 
+def _one_basis(recipe, home, market):
+    "Raise if the past was adjusted anew after this evening, so that old and new rows are on different bases"
+    if "adj_close" not in market.panel: return
+    d, session = recipe.data, market.last
+    now = store_of(recipe, home).as_of("bars", END, symbols=d.symbols, start=d.start, end=session)
+    then = market.panel[["raw_close", "adj_close"]].reindex(now.index)
+    moved = (now["close"] == then["raw_close"]) & ((now["adj_close"]/then["adj_close"] - 1).abs() > 1e-9)
+    if moved.any(): raise ValueError(
+        f"the adjusted price of {now.index[moved][-1][1]} was restated after {session:%Y-%m-%d} ({moved.sum()} rows), "
+        "by a split or a dividend: as known that evening, its past and its present are on two bases. Open a new account on the restated "
+        "prices (daily.account in the recipe, and a new --home)")
+
+# %% ../../nbs/ops/daily.ipynb #ae8aab54
 def _same_prices(ledger, market):
     "Raise if the prices that the account is marked at are not the market's own any more"
     if ledger.last is None or ledger.last.session not in market.panel.index.levels[0]: return
@@ -106,7 +120,8 @@ def _same_prices(ledger, market):
     off = off[(off - 1).abs() > 1e-9]
     if len(off): raise ValueError(
         f"the price of {off.index[0]} on {ledger.last.session:%Y-%m-%d} was {mark[off.index[0]]:.4f} when the account "
-        f"was marked and is {then[off.index[0]]:.4f} now ({len(off)} names): adjusted prices were restated, after a split or a dividend. "
+        f"was marked and is {then[off.index[0]]:.4f} now ({len(off)} names): adjusted prices were restated, after a "
+        "split or a dividend. "
         "Open a new account (daily.account in the recipe), or use prices whose past is not adjusted anew")
 
 # %% ../../nbs/ops/daily.ipynb #4e81f461
@@ -199,6 +214,7 @@ def _facts(recipe, home, folder, ledger, market):
     scores = _kept_scores(kept)["score"].droplevel("session") if kept.is_file() else pd.Series(dtype=float)
     facts = {"recipe": recipe.name, "title": recipe.title, "digest": recipe.digest(), "session": f"{session:%Y-%m-%d}",
              "account_name": folder.name, "simulated": market.simulated, "vendor": market.vendor,
+             "market": "equal-weighted market" if len(market.panel.index.unique("symbol")) > 1 else "the name itself",
              "data": data_facts(market), "model": _model(recipe, home, folder, market, ledger.sessions),
              "account": _account(ledger, ledger.sessions[0]), "filled": _filled(ledger, session),
              **_next(recipe, ledger, scores)}
@@ -243,8 +259,9 @@ def day(
                 except QualityError as e: return _stopped(recipe, folder, s, e)
                 if ledger.last: _facts(recipe, home, folder, ledger, market)
         if not ledger.last: raise ValueError(
-            f"{recipe.name}: no session up to {todo[-1]:%Y-%m-%d} can be scored yet: {len(known)} sessions are fewer than "
-            "the features, the splitter's train span and its embargo take; fetch a longer history, or lower split.walk_forward.train")
+            f"{recipe.name}: no session up to {todo[-1]:%Y-%m-%d} can be scored yet: {len(known)} sessions are "
+            "fewer than the features and the splitter's train span take; fetch a longer history, or lower "
+            "split.walk_forward.train")
         return facts_of(recipe, home, known[-1] if session is None else session)
 
 # %% ../../nbs/ops/daily.ipynb #4f634b87

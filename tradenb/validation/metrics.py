@@ -309,7 +309,7 @@ def _toll(r, g):
     if gross < net - 1e-9: raise ValueError(f"gross returns ({gross:.1%} a year) are below net ({net:.1%}); swapped?")
     head = ("There is no edge even before costs" if gross <= 0 else "Costs eat the edge" if net <= 0
             else f"Costs take {1 - net/gross:.0%} of the edge")
-    yield f"{head}: {gross:.1%} a year before them, {net:.1%} after."
+    yield f"{head}: {gross:.1%} a year before them, {net:.1%} after (mean day times {YEAR})."
 
 # %% ../../nbs/validation/metrics.ipynb #2e7720bb
 def verdict(
