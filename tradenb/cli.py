@@ -93,7 +93,7 @@ def _begin(home, load=lambda: None):
     from tradenb.core.log import configure
     load_dotenv(Path(".env"))
     configure(json=os.environ.get("TRADENB_LOG") == "json", file=os.environ.get("TRADENB_LOG_FILE"),
-              level=os.environ.get("TRADENB_LOG_LEVEL", "CRITICAL"))
+              level=os.environ.get("TRADENB_LOG_LEVEL", "ERROR"))
     recipe = load()   # before anything is made on disk
     if Path(home).exists() and not Path(home).is_dir(): raise ValueError(f"--home {home} is a file; name a folder")
     Path(home).mkdir(parents=True, exist_ok=True)

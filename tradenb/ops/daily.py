@@ -107,8 +107,8 @@ def _one_basis(recipe, home, market):
     moved = (now["close"] == then["raw_close"]) & ((now["adj_close"]/then["adj_close"] - 1).abs() > 1e-9)
     if moved.any(): raise ValueError(
         f"the adjusted price of {now.index[moved][-1][1]} was restated after {session:%Y-%m-%d} ({moved.sum()} rows), "
-        "by a split or a dividend: as known that evening, its past and its present are on two bases. Open a new account on the restated "
-        "prices (daily.account in the recipe, and a new --home)")
+        "by a split or a dividend: as known that evening, its past and its present are on two bases. "
+        "Open a new account on the restated prices (daily.account in the recipe, and a new --home)")
 
 # %% ../../nbs/ops/daily.ipynb #ae8aab54
 def _same_prices(ledger, market):
