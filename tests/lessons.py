@@ -26,9 +26,9 @@ def lesson_cells(path: Path) -> list[str]:
         src = "".join(c["source"])
         marks = set(re.findall(r"^#\s*\|\s*([^\n:]+)", src, re.M))
         if "eval: false" in src or marks & flags: continue
-        if m := re.search(r"#\s*\|\s*default_exp\s+(\S+)", src):
+        if m := re.match(r"#\s*\|\s*default_exp\s+(\S+)", src):
             cells.append(f"import tradenb.{m[1]} as _room\nglobals().update({{k: v for k, v in vars(_room).items() if not k.startswith('__')}})")
-        elif not re.search(r"#\s*\|\s*exports?i?\b", src): cells.append(src)
+        elif not re.match(r"#\s*\|\s*exports?i?\b", src): cells.append(src)
     return cells
 
 
