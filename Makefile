@@ -6,7 +6,6 @@ BIN     := $(VENV)/bin
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 NEEDS   := settings.ini setup.py constraints.txt
-export MPLBACKEND ?= agg
 export PYTHONDONTWRITEBYTECODE ?=
 
 .DEFAULT_GOAL := help
