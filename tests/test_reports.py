@@ -51,6 +51,7 @@ def test_the_daily_page(small, tmp_path):
     for must in ("SIMULATED market", f"{facts['account']['nav']:,.2f}", facts["session"], f"{facts['orders']['count']} orders for the next open",
                  "Verdict", "Sharpe ratio", facts["targets"]["long"][0]["symbol"]):
         assert must in said, must
+    assert "Warning" not in said and "site-packages" not in said   # nobody's machine on the page
 
 
 def test_a_report_that_stops_half_way_is_told_and_kept(small, tmp_path):
