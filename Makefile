@@ -22,13 +22,13 @@ $(VENV)/.demo: $(BIN)/python $(NEEDS)
 	$(PIP) -e '.[demo]'
 	@touch $@
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e '.[demo,dev]'
+	$(PIP) -e '.[demo,dev,vendors,postgres]'
 	@touch $@
 $(VENV)/.lab: $(VENV)/.dev
-	$(PIP) -e '.[demo,dev,lab]'
+	$(PIP) -e '.[demo,dev,vendors,postgres,lab]'
 	@touch $@
 $(VENV)/.peers: $(VENV)/.dev
-	$(PIP) -e '.[demo,dev,peers]'
+	$(PIP) -e '.[demo,dev,vendors,postgres,peers]'
 	@touch $@
 
 # --- the day ----------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
 "Where the suite finds what it needs"
+import itertools
 import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +23,30 @@ def real_data() -> Path:
 def root() -> Path:
     "The top of the checkout"
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    "The address of a real PostgreSQL server, started once, or a skip that says why there is none"
+    from tradenb.data.postgres import server
+    running = server()
+    try: address = running.__enter__()
+    except (OSError, RuntimeError, KeyError, subprocess.SubprocessError) as e: pytest.skip(f"no PostgreSQL server here: {e}")
+    yield address
+    running.__exit__(None, None, None)
+
+
+@pytest.fixture(params=["folder", "postgresql"])
+def new_home(request, tmp_path) -> Callable[[], str]:
+    "Makes addresses where there is no store yet: folders; then, the test once more, schemas of a real database"
+    if request.param == "folder":
+        number = itertools.count(1)
+        return lambda: str(tmp_path/f"home{next(number)}")
+    address = request.getfixturevalue("postgres")
+    return lambda: f"{address}?schema=home_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def home_address(new_home) -> str:
+    "Where there is no store yet: a folder; then, the test once more, a schema of a real database"
+    return new_home()

@@ -15,7 +15,7 @@ import pytest
 from tradenb.data.store import Store
 from tradenb.execution.ledger import Ledger
 from tradenb.ops.daily import account_folder, day
-from tradenb.ops.line import account, dataset, gather, known_sessions, score, store_of
+from tradenb.ops.line import account, dataset, gather, known_sessions, score
 from tradenb.ops.recipe import load
 
 SMALL = """
@@ -57,7 +57,7 @@ def test_sessions_one_by_one_with_the_disk_between_equal_the_loop(small, tmp_pat
     known = known_sessions(r, home)
     for s in known[-20:]: day(load(small, ["daily.paper_sessions=1", "daily.account=one"]), home, s)
     one = Ledger.open(home/"accounts"/"one"/"ledger")
-    market = gather(r, store_of(r, home))
+    market = gather(r, home)
     loop = account(r, score(r, dataset(r, market), home, n_jobs=1).loc[known[-20]:], market.panel)
     pd.testing.assert_series_equal(one.nav, loop.nav, check_exact=True)
     pd.testing.assert_series_equal(one.costs, loop.costs, check_exact=True)
@@ -69,7 +69,7 @@ def test_sixty_real_sessions_through_the_day_equal_the_backtest(root, tmp_path):
     r = load(root/"recipes"/"ranker.yml")
     day(r, tmp_path)
     paper = ledger_of(r, tmp_path)
-    market = gather(r, store_of(r, tmp_path), update=False)
+    market = gather(r, tmp_path, update=False)
     loop = account(r, score(r, dataset(r, market), tmp_path/"apart").loc[paper.sessions[0]:], market.panel)
     assert len(paper.sessions) == 60
     assert (paper.nav.mul(100).round() == loop.nav.mul(100).round()).all()        # to the cent
@@ -120,7 +120,7 @@ def test_two_runs_at_once_do_not_mix(small, tmp_path):
 def test_a_red_evening_changes_nothing_and_can_be_mended(small, tmp_path):
     "Bars of our own files; the last week is deleted for most names, then put back"
     r, home = load(small), tmp_path/"home"
-    bars = gather(r, store_of(r, tmp_path/"source")).panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
+    bars = gather(r, tmp_path/"source").panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
     days = bars["session"].unique()
     folder = tmp_path/"bars"
     folder.mkdir()
@@ -149,7 +149,7 @@ def test_the_shipped_long_term_recipe_runs_its_evenings(root, tmp_path):
 def test_a_short_account_has_no_interval_and_says_so(small, tmp_path):
     from rich.console import Console
 
-    from tradenb.cli import day_table
+    from tradenb.ops.terminal import day_table
     facts = day(load(small, ["daily.paper_sessions=3"]), tmp_path/"home")
     assert facts["account"]["sharpe"]["low"] is None
     page = Console(width=100, record=True, file=open(os.devnull, "w"))
@@ -167,7 +167,7 @@ def test_an_account_opens_when_there_is_something_to_decide(small, tmp_path):
 
 def test_restated_prices_stop_an_account_that_holds_shares_at_the_old_ones(small, tmp_path):
     r, home = load(small), tmp_path/"home"
-    bars = gather(r, store_of(r, tmp_path/"source")).panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
+    bars = gather(r, tmp_path/"source").panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
     bars["adj_close"] = bars["close"]
     days = bars["session"].unique()
     path = tmp_path/"bars.parquet"
@@ -184,7 +184,7 @@ def test_restated_prices_stop_an_account_that_holds_shares_at_the_old_ones(small
 
 def test_a_value_that_was_mended_later_lets_the_evening_run_and_is_said(small, tmp_path):
     r, home = load(small), tmp_path/"home"
-    bars = gather(r, store_of(r, tmp_path/"source")).panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
+    bars = gather(r, tmp_path/"source").panel.reset_index()[["session", "symbol", "open", "high", "low", "close", "volume"]]
     path, days = tmp_path/"bars.csv", bars["session"].unique()
     wrong = bars["symbol"].isin(sorted(bars["symbol"].unique())[:5]) & (bars["session"] == days[-1])
     bars.assign(close=bars["close"].where(~wrong, -1.)).to_csv(path, index=False)

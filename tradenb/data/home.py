@@ -78,17 +78,18 @@ class Home:
     "Tables of rows with a `session`, by kind, in a folder of its own"
     read:Callable[..., pa.Table|None]
     add:Callable[..., None]
+    writing:Callable
 
     def __init__(self,
         root:str|Path,   # folder; made by the first write
         wait:float=30.,  # seconds to wait for another writer
     ):
         self.root, self.wait = Path(root), wait
+        self._staged:tuple|None = None # while we write: the list as it will be, and files that will not be on it
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"{root} is a file; a store is a folder of its own")
         if (self.root/".lock").exists(): _sweep(self)
 
-    def writing(self): return locked(self.root/".lock", self.wait)
     def note(self, name): return _note(self.root/f"{name}.json")
     def write_note(self, name, note): replace(self.root/f"{name}.json", json.dumps(note, indent=0).encode())
     def manifest(self): return _manifest(self)
@@ -160,24 +161,42 @@ def _part(root, file):
 
 # %% ../../nbs/data/home.ipynb #294b0cd5
 @patch
+@contextmanager
+def writing(self:Home):
+    "Nobody else writes meanwhile; what is added inside stands as a whole, once the block ends well"
+    with locked(self.root/".lock", self.wait):
+        before = self.manifest()
+        self._staged = before, []
+        try:
+            yield
+            manifest, merged = self._staged
+            if manifest is before: return
+            if not before["serial"]: self.write_note("manifest", before) # from now on there is one, or it was lost
+            self.write_note("manifest", manifest)
+            for f in merged: (self.root/f["path"]).unlink(missing_ok=True)
+        finally: self._staged = None
+
+# %% ../../nbs/data/home.ipynb #00d2fabd
+@patch
 def add(self:Home,
     kind:str,           # a kind of table
     rows:pd.DataFrame,  # with a `session`, and the columns of `order`
     order:list[str],    # columns to sort by; rows that tie stay as they were written
-    most:int=32,        # files a year, before they become one
+    most:int=32,        # small files a year, before they become one
+    small:int=2_000_000, # rows
 )->None:
     "All of `rows`, or none of them; call it inside `writing()`"
-    manifest, merged = self.manifest(), list[dict]()
-    serial, files = manifest["serial"] + 1, manifest["files"]
-    if not manifest["serial"]: self.write_note("manifest", manifest) # from now on there is one, or it was lost
+    if self._staged is None: raise ValueError("rows are added inside a block: with home.writing(): home.add(...)")
+    (manifest, merged), serial = self._staged, self._staged[0]["serial"] + 1
+    files = manifest["files"]
     for year, part in rows.groupby(rows["session"].dt.year):
-        same = [f for f in files if f["kind"] == kind and f["year"] == year]
+        same = sorted((f for f in files if f["kind"] == kind and f["year"] == year), key=lambda f: f["path"])
+        while any(f["rows"] > small for f in same): same.pop(0) # only those after the last large one, in their order
         if len(same) >= most - 1:
             part, merged = pd.concat([plain(_rows(self.root, same)).to_pandas(), part]), merged + same
         file = _write(self.root, kind, int(year), serial, part.sort_values(order, kind="stable"))
         files = [f for f in files if f not in merged] + [file]
-    self.write_note("manifest", dict(serial=serial, files=files))
-    for f in merged: (self.root/f["path"]).unlink(missing_ok=True)
+    self._staged = dict(serial=serial, files=files), merged
 
 # %% ../../nbs/data/home.ipynb #746caed0
 def _write(root, kind, year, serial, part):
@@ -192,7 +211,7 @@ def parquet(
 )->bytes:              # a Parquet file
     "`rows` as Parquet, repeated text kept once"
     table, data = pa.table({c: _column(rows[c]) for c in rows}), io.BytesIO()
-    pq.write_table(table, data, compression="zstd")
+    pq.write_table(table, data, compression="lz4", use_dictionary=[c for c in rows if rows[c].dtype == "str"])
     return data.getvalue()
 
 def _column(of):

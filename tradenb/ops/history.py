@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core.panel import Dataset, wide
 from ..execution.ledger import Ledger
-from .line import Market, account, dataset, gather, learner, score, store_of
+from .line import Market, account, dataset, gather, last_training, learner, score
 from .recipe import Recipe
 from .tracking import code_version, record
 from ..validation.metrics import ic, ic_summary, tear
@@ -97,7 +97,7 @@ def backtest(
 )->Backtest:                    # read back if the same was done before
     "The recipe over all of history, out of fold, costs on"
     if permute is not None and permute < 0: raise ValueError(f"permute is a seed, 0 or more, was {permute}")
-    market = gather(recipe, store_of(recipe, home))
+    market = gather(recipe, home, progress=progress)
     null = [] if permute is None else [f"null{permute}"]
     key = "-".join([recipe.digest(), market.fingerprint[:8], code_version()["digest"], *null])
     folder = Path(home)/"backtests"/recipe.name/key
@@ -106,13 +106,8 @@ def backtest(
     learnt = ds if permute is None else permuted(ds, np.random.default_rng(permute))
     scores = score(recipe, learnt, home, progress, n_jobs)
     ledger = account(recipe, scores, market.panel)
-    last = learner(recipe, home).fit(_last_training(recipe, learnt))
+    last = learner(recipe, home).fit(last_training(recipe, learnt))
     return _kept(folder, recipe, market, ds, scores, ledger, last, permute)
-
-# %% ../../nbs/ops/history.ipynb #b1e22921
-def _last_training(recipe, ds):
-    *_, (train, _test) = recipe.split.make("split").split(ds)
-    return ds.take(train)
 
 # %% ../../nbs/ops/history.ipynb #9eecf437
 def _kept(folder, recipe, market, ds, scores, ledger, last, permute):
