@@ -29,7 +29,7 @@ RATES = pd.DataFrame({"session": DAYS.repeat(2), "symbol": ["DGS10", "DFF"] * le
 INDEX = RATES.assign(symbol=["VIX", "SKEW"] * len(DAYS), value=RATES.value + 20)
 WHAT = {"fred": ("macro", RATES), "cboe": ("macro", INDEX)}
 SOURCES = sorted(ROOMS)
-CLOSED = pd.Timestamp("2020-12-01 22:00", tz="UTC")
+CLOSED, TODAY = pd.Timestamp("2020-12-01 22:00", tz="UTC"), pd.Timestamp("2020-12-01")
 
 
 def asked(source):
@@ -72,7 +72,7 @@ class Run:
         names, first, last, self.kind = asked(source)
         self.frame, self.error = None, None
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.filterwarnings("error", module="tradenb")
             try: self.frame = fetch(source, names, first, last, self.kind, fetched_at=CLOSED, keep=self.store.raw.keep, **how)
             except ValueError as e: self.error = e
         if self.frame is not None: self.store.append(self.kind, self.frame)
@@ -91,7 +91,7 @@ class Run:
         raw = self.store.raw
         yield "raw", "".join(raw.log().astype(str).agg(" ".join, axis=1))
         for d in set(raw.log().digest): yield "raw", raw.get(d).decode(errors="replace")
-        if self.frame is not None: yield "curated", self.store.as_of(self.kind, CLOSED).to_csv()
+        if self.frame is not None: yield "curated", self.store.as_of(self.kind, TODAY).to_csv()
         for p in (self.folder/"store").rglob("*"):
             if p.is_file(): yield f"file {p.name}", p.read_bytes().decode("latin-1")
 
@@ -287,7 +287,7 @@ def test_an_update_that_broke_off_is_finished_by_the_next(source, good, tmp_path
             except ValueError as e: assert source in str(e)
         with Replay(routes(source)) as server:
             store.update(source, names, first, last, base=server.url, **how)
-            done = store.as_of(kind, CLOSED)
+            done = store.as_of(kind, TODAY)
             asked_again = len(server.requests)
             assert store.update(source, names, first, last, base=server.url, **how) == 0 and len(server.requests) == asked_again
         column = "value" if kind == "macro" else "close"

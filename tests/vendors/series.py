@@ -41,6 +41,5 @@ def cboe(values):
 
 
 def _file(name, rows):
-    if name == "VIX": lines = ["DATE,OPEN,HIGH,LOW,CLOSE", *(f"{d:%m/%d/%Y},{v:.6f},{v:.6f},{v:.6f},{v:.6f}" for d, v in zip(rows.session, rows.value, strict=True))]
-    else: lines = [f"DATE,{name}", *(f"{d:%m/%d/%Y},{v:.6f}" for d, v in zip(rows.session, rows.value, strict=True))]
-    return "\r\n".join(lines) + "\r\n"
+    cells = [f"{d:%m/%d/%Y}," + ",".join([f"{v:.6f}"] * (4 if name == "VIX" else 1)) for d, v in zip(rows.session, rows.value, strict=True)]
+    return "\r\n".join(["DATE,OPEN,HIGH,LOW,CLOSE" if name == "VIX" else f"DATE,{name}", *cells, ""])
