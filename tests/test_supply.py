@@ -206,3 +206,35 @@ split: {{walk_forward: {{train: 80, test: 40, embargo: 5}}}}
         answers[told["vendor"]] = told["metrics"]
     assert set(answers) == {"polygon", "alpaca"}
     assert answers["polygon"]["sharpe"] == pytest.approx(answers["alpaca"]["sharpe"], rel=1e-6)
+
+
+def chain_of(session, open_interest):
+    rows = [(expiry, strike, right) for expiry in ("2026-12-18", "2027-01-15") for strike in (95., 100., 105.) for right in "CP"]
+    frame = pd.DataFrame(rows, columns=["expiry", "strike", "right"]).assign(session=session, underlying="SPY", root="SPY", volume=5.)
+    value = (frame["right"].map({"C": 1, "P": -1}) * (100 - frame["strike"])).clip(lower=0) + 2.
+    return frame.assign(expiry=pd.to_datetime(frame["expiry"]).astype("datetime64[us]"), bid=value - .05, ask=value + .05,
+                        open_interest=open_interest, iv=.2, delta=.5, gamma=.01, vega=.1, theta=-.01, underlying_price=100.)
+
+
+def test_an_archive_of_chains_starts_today(prices, vendor, command, tmp_path, monkeypatch):
+    "A snapshot has no past: one a session, none twice; the open interest of a row is what was known at its close"
+    evenings = [pd.Timestamp("2026-11-19 21:30Z"), pd.Timestamp("2026-11-20 21:30Z")]
+    store = Store(tmp_path/"store")
+    for n, at in enumerate(evenings):
+        with vendor("polygon", prices, None, chain_of(at.tz_localize(None).normalize(), 100. + n)) as server:
+            for again in (0, 1):
+                rows = store.update("polygon", ["SPY"], kind="chain", fetched_at=at, base=server.url)
+                assert rows == (0 if again else rows) and len(server.requests) == 1
+    kept = store.as_of("chain", "2026-11-20")
+    assert kept.groupby("session")["open_interest"].agg(["size", "min", "max"]).to_numpy().tolist() == [[12, 100, 100], [12, 101, 101]]
+    assert len(store.as_of("chain", "2026-11-19")) == 12
+
+
+def test_a_chain_from_the_command_line(prices, vendor, command, tmp_path):
+    from tradenb.core.calendar import last_closed
+    session = last_closed(pd.Timestamp.now("UTC"))
+    with vendor("polygon", prices, None, chain_of(session, 7.)):
+        code, said = command("data", "fetch", "polygon", "SPY", "--kind", "chain")
+        assert code == 0 and "chain" in said, said
+        code, said = command("data", "audit", "polygon", "SPY", "--kind", "chain")
+        assert code in (0, 3) and "SPY" in said, said

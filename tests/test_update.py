@@ -36,7 +36,7 @@ def names(store): return store.as_of("bars", LAST).index.unique("symbol").tolist
 def test_a_line_that_breaks_keeps_what_came(server, prices, tmp_path):
     store = Store(tmp_path/"store")
     server.fault("drop connection", None, where="/C/")
-    with pytest.raises(ValueError, match="polygon, C 2010-05-03 to 2010-05-14: .*; check the connection"):
+    with pytest.raises(ValueError, match="polygon, bars of C, 2010-05-03 to 2010-05-14: no connection .*check the connection"):
         store.update("polygon", ["A", "B", "C", "D"], FIRST, LAST, base=server.url)
     assert names(store)[:2] == ["A", "B"]
     asked = len(server.requests)

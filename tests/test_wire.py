@@ -1,5 +1,6 @@
 """The way to a vendor, its raw replies, and the vendor on one's own machine: what a lesson cannot show. Nothing here sleeps, and nothing
 leaves 127.0.0.1."""
+import gzip
 import json
 import logging
 import multiprocessing
@@ -15,11 +16,11 @@ from urllib.parse import quote_plus
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tradenb.core import log
-from tradenb.data import turns, vendor, wire
+from tradenb.data import bounds, turns, vendor, wire
 from tradenb.data.raw import Raw, digest
 from tradenb.data.replay import Replay, faults
 from tradenb.data.vendor import Vendor, VendorError
@@ -94,14 +95,12 @@ def test_what_only_a_room_can_judge_passes_here(fault):
     with Replay(GOOD) as r: assert isinstance(ask(r.fault(fault)), dict)
 
 
-def test_a_gigabyte_is_not_read(alone):
-    "Announced, it is refused unread; unannounced, after what is allowed. Counted at the server's side"
-    for how in ({"told": True}, {}):
-        with Replay(GOOD) as r:
-            r.fault("huge", **how)
-            begun = time.perf_counter()
-            with pytest.raises(VendorError, match="max_mb=1 MB; ask for a shorter span"): ask(r)
-            assert time.perf_counter() - begun < 20
+def test_a_gigabyte_is_not_read(alone, monkeypatch):
+    "Unannounced, it is refused after what is allowed; announced, it is not read at all"
+    with Replay(GOOD) as r:
+        with pytest.raises(VendorError, match="max_mb=1 MB; ask for a shorter span"): ask(r.fault("huge"))
+        monkeypatch.setattr(bounds, "_pieces", None)
+        with pytest.raises(VendorError, match="max_mb=1 MB; ask for a shorter span"): ask(r.fault("huge", told=True))
 
 
 def test_a_name_that_does_not_resolve(monkeypatch, alone):
@@ -124,7 +123,8 @@ def test_retry_after_is_obeyed_and_has_a_ceiling(alone):
     with Replay(GOOD) as r:
         ask(r.fault("429 retry-after", headers={"Retry-After": 100}))
         assert alone == [100]
-        with pytest.raises(VendorError, match="too many requests"): ask(r.fault("429 retry-after", headers={"Retry-After": 3600}))
+        with pytest.raises(VendorError, match="are to wait 3600 s, more than wait=120"):
+            ask(r.fault("429 retry-after", headers={"Retry-After": 3600}))
         assert alone == [100] and len(r.requests) == 3
 
 
@@ -135,6 +135,8 @@ def test_retry_after_as_a_date(alone):
 
 
 @given(st.one_of(st.text(max_size=30), st.floats().map(str), st.integers().map(str)))
+@example("nan")
+@example("inf")
 def test_no_header_breaks_the_pause(said):
     seconds = vendor.pause({"Retry-After": said}, "limit", 1.7e9)
     assert seconds is None or seconds >= 0
@@ -142,7 +144,7 @@ def test_no_header_breaks_the_pause(said):
 
 def test_pauses_grow_with_full_jitter(alone):
     "Drawn between nothing and a bound that doubles: the bounds are met, and not always nearly"
-    for _ in range(60):
+    for _ in range(40):
         with Wire(DEMO, "http://127.0.0.1:9", tries=4) as w, pytest.raises(VendorError): w.get_json("/")
     first, second, third = alone[::3], alone[1::3], alone[2::3]
     assert max(first) <= 1 and max(second) <= 2 and max(third) <= 4
@@ -170,7 +172,9 @@ def test_processes_share_their_turns(tmp_path):
     assert Counter(round(p / 1000.25) for p in out) == Counter({0: 3, 1: 3, 2: 3, 3: 3})
 
 
-def test_threads_share_their_turns():
+def test_threads_share_their_turns(monkeypatch):
+    booked = turns._booked
+    monkeypatch.setattr(turns, "_booked", lambda *of: (booked(*of), time.sleep(0))[0]) # let another thread in between
     limit, out = turns.Limit(3, 10.), []
     jobs = [threading.Thread(target=lambda: out.extend(limit.book(1000.) for _ in range(45))) for _ in range(4)]
     for j in jobs: j.start()
@@ -258,13 +262,13 @@ def test_a_missing_or_torn_key_says_where_it_belongs(monkeypatch, tmp_path):
         with pytest.raises(VendorError, match=says) as e: Wire(DEMO).key()
         assert e.value.what == "key" and "DEMO_API_KEY, in the environment or in .env" in str(e.value)
     monkeypatch.delenv("DEMO_API_KEY")
-    (tmp_path/".env").write_text("DEMO_API_KEY='from$file'\nTRADENB_DEMO_BASE=https://proxy.example\n")
-    assert Wire(DEMO).key() == "from$file" and Wire(DEMO).base == "https://proxy.example"
+    (tmp_path/".env").write_text("DEMO_API_KEY='from${HOME}file'\nTRADENB_DEMO_BASE=https://proxy.example\n")
+    assert Wire(DEMO).key() == "from${HOME}file" and Wire(DEMO).base == "https://proxy.example"
     assert "DEMO_API_KEY" not in os.environ
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(key=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=40), tail=st.text(max_size=500))
+@given(key=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=5, max_size=40), tail=st.text(max_size=500))
 def test_no_form_of_a_key_is_ever_said(key, tail, monkeypatch):
     monkeypatch.setenv("DEMO_API_KEY", key)
     w = Wire(DEMO)
@@ -273,6 +277,11 @@ def test_no_form_of_a_key_is_ever_said(key, tail, monkeypatch):
         said = str(w.error("key", f"<{form}> {tail}")) + repr(w.error("key", tail + form)) + str(w.error("key", "x" * 390 + form))
         assert form not in said.replace("***", "\0") or form in "demo: ; put a valid into DEMO_API_KEY, in the environment or in .env" * 2
     wire._HIDDEN.secrets.clear()
+
+
+def test_a_key_is_not_cut_off_in_the_middle():
+    w = Wire(DEMO)
+    for at in range(380, 400): assert w.key()[:8] not in str(w.error("key", "x " * (at // 2) + KEY))
 
 
 def test_a_vendor_that_repeats_the_key(caplog):
@@ -330,7 +339,9 @@ def test_a_million_brackets_are_refused():
 @pytest.mark.parametrize("said", [None, [], [1], {"error": 7}, {"error": {"message": "no"}}, {"Note": None}])
 @pytest.mark.parametrize("status", [200, 204, 304, 400, 401, 403, 404, 418, 429, 500, 503, 599, 999])
 def test_a_judge_meets_every_shape(said, status):
-    def judge(status, body): return ("limit", body["Note"] + "") if "Note" in body else ("key", body["error"]["message"]) if "error" in body else None
+    def judge(status, body):
+        if "Note" in body: return "limit", body["Note"] + ""
+        return ("key", body["error"]["message"]) if "error" in body else None
     told = vendor.verdict(Vendor("v", "https://v.example", judge=judge), status, said, None)
     assert told is None and status == 200 or told[0] in vendor.CURES
 
@@ -345,13 +356,44 @@ def test_text_is_text(alone):
     with Replay({"/a.csv": "day\n"}) as r, Wire(csv, r.url) as w: assert w.get("/a.csv").text == "day\n"
 
 
+def test_a_text_without_an_end_is_not_believed(alone):
+    "Header names in any case; and where neither length nor packing tells, half a text looks like a whole one"
+    def server(listening, head):
+        with listening.accept()[0] as s: s.recv(9999); s.sendall(head + b"\r\n\r\nday,close\n")
+    for head, good in ((b"HTTP/1.1 200 OK\r\ncontent-length: 10", True), (b"HTTP/1.0 200 OK", False)):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            job = threading.Thread(target=server, args=(listening, head))
+            job.start()
+            with Wire(DEMO, f"http://127.0.0.1:{listening.getsockname()[1]}", tries=1) as w:
+                if good: assert w.get_text("/csv") == "day,close\n"
+                else:
+                    with pytest.raises(VendorError, match="nothing says where the text ends"): w.get_text("/csv")
+            job.join()
+
+
+def test_a_packed_text_that_broke_off(alone):
+    packed = gzip.compress(GOOD["/csv"].encode() * 99)
+    with Replay({"/csv": lambda _: (200, {"Content-Encoding": "gzip"}, packed)}) as r, Wire(DEMO, r.url, tries=1) as w:
+        assert w.get_text("/csv") == GOOD["/csv"] * 99
+        with pytest.raises(VendorError, match="the reply broke off"): w.get_text(r.fault("truncated").url + "/csv")
+
+
+def test_a_token_is_hidden_and_not_kept():
+    kept = []
+    with Replay(GOOD | {"/crumb": "cr/umb.0123"}) as r, Wire(DEMO, r.url, lambda *of: kept.append(of)) as w:
+        assert w.get_text("/crumb", secret=True) == "cr/umb.0123" and not kept
+        w.get_json("/bars", dict(crumb="cr/umb.0123", day=1))
+        assert kept[0][1]["params"] == {"day": "1"} and "cr/umb" not in str(w.error("plan", "no cr/umb.0123"))
+
+
 def test_packages_get_what_they_expect(alone):
     "A requests.Session for those who bring requests, a pool for those who bring urllib3; their own time-outs and redirects do not count"
     with Replay(GOOD) as r, Wire(DEMO, r.url, timeout=5, tries=2) as w:
         got = w.get(r.url + "/bars", params={"a": 1}, timeout=.000001, allow_redirects=True, verify=False)
         assert got.json() == BARS and got.ok and json.loads(got.text) == BARS and got.raise_for_status() is None
-        got = w.pool.request("GET", r.url + "/bars", fields={"a": [1, 2]}, headers={"X": "y"})
+        got = w.pool.request("GET", r.url + "/bars", fields={"a": [1, 2]}, headers={"X": "y", "Accept-Encoding": "br"})
         assert got.status == 200 and json.loads(got.data.decode()) == BARS and got.headers["content-type"] == "application/json"
+        assert {q.headers["Accept-Encoding"] for q in r.requests} == {"gzip"} # what else could not be unpacked within bounds
         assert r.requests[-1].headers["x"] == "y" and r.requests[-1].target == "/bars?a=1&a=2"
         r.fault("truncated", None)
         with pytest.raises(VendorError, match="not whole JSON"): w.pool.request("GET", r.url + "/bars")
@@ -390,8 +432,8 @@ def test_watches_end_with_their_replies():
 def test_over_tls_too(tmp_path, alone, monkeypatch):
     "A drip through an encrypted connection is cut as well, and a certificate of nobody's is refused"
     import ssl
-    made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
-                           "subjectAltName=DNS:localhost", "-keyout", tmp_path/"k.pem", "-out", tmp_path/"c.pem"], capture_output=True, check=False)
+    how = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    made = subprocess.run(["openssl", *how.split(), "-keyout", tmp_path/"k.pem", "-out", tmp_path/"c.pem"], capture_output=True, check=False)
     if made.returncode: pytest.skip(f"openssl cannot make a certificate here: {made.stderr[-200:]!r}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path/"c.pem", tmp_path/"k.pem")
@@ -409,7 +451,7 @@ def test_over_tls_too(tmp_path, alone, monkeypatch):
 
 
 # --- raw ---------------------------------------------------------------------------------------------------------------------------
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(bodies=st.lists(st.binary(max_size=300), max_size=8))
 def test_what_is_kept_comes_back(bodies, tmp_path_factory):
     raw = Raw(tmp_path_factory.mktemp("raw"))
@@ -427,6 +469,14 @@ def test_a_shelf_with_nothing_on_it(tmp_path):
     with pytest.raises(KeyError): raw.get("../../etc/passwd")
 
 
+def test_a_reply_under_another_ones_name_is_refused(tmp_path):
+    raw = Raw(tmp_path)
+    one, two = (raw.keep(body, {}) for body in (b"one", b"two"))
+    raw.path(one).write_bytes(raw.path(two).read_bytes())
+    with pytest.raises(ValueError, match="its content is not what was kept"): raw.get(one)
+    assert raw.get(two) == b"two"
+
+
 def test_a_damaged_line_is_named(tmp_path):
     raw = Raw(tmp_path)
     for n in range(3): raw.keep(b"%d" % n, {"n": n})
@@ -436,14 +486,14 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def _keeps(folder, name, start):
-    raw = Raw(folder)
-    for n in range(start, 10**6): raw.keep(b"%d of " % n + name.encode() + b"x" * 5000, {"vendor": name, "n": n})
+    raw, bulk = Raw(folder), np.random.default_rng(0).bytes(2_000_000)
+    for n in range(start, 10**6): raw.keep(b"%d" % n + bulk, {"vendor": name, "n": n}) # as all the writers before
 
 
 def test_killed_at_any_instant_with_two_writers(tmp_path):
     "Every line tells of a whole reply, however its writer ended; a torn line is gone with the next one"
     context, rng, seen = multiprocessing.get_context("fork"), np.random.default_rng(0), 0
-    for instant in range(25):
+    for instant in range(15):
         jobs = [context.Process(target=_keeps, args=(tmp_path, f"w{instant}{i}", 0)) for i in "ab"]
         for j in jobs: j.start()
         for j in jobs: time.sleep(rng.uniform(.01, .04)); j.kill(); j.join()
@@ -456,7 +506,7 @@ def test_killed_at_any_instant_with_two_writers(tmp_path):
         raw.keep(b"between", {"vendor": "me", "n": instant})
         seen = len(raw.log())
     for _, of in raw.log().groupby("vendor"): assert list(of.n) == list(range(len(of)))
-    assert seen > 50
+    assert seen > 20
 
 
 # --- the vendor on one's own machine -----------------------------------------------------------------------------------------------

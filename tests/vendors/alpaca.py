@@ -10,12 +10,12 @@ KEYS = {"APCA_API_KEY_ID": "PK-TEST-0123456789", "APCA_API_SECRET_KEY": "secret/
 KINDS = {"forward_split": "forward_splits", "reverse_split": "reverse_splits", "stock_dividend": "stock_dividends", "cash_dividend": "cash_dividends"}
 
 
-def routes(bars, actions=None, chain=None, minutes=None):
-    "Routes for Replay that answer any span of `bars`"
+def routes(bars, actions=None, chain=None, minutes=None, about="ex_date"):
+    "Routes for Replay that answer any span of `bars`; about: the date by which actions are looked up"
     daily, told = {s: f for s, f in flat(bars).groupby("symbol")}, events(bars, actions)
     fine = {s: f for s, f in minutes.groupby("symbol")} if minutes is not None else {}
     return {"/v2/stocks/bars": _known(lambda q: _bars(fine if q["timeframe"] == "1Min" else daily, q)),
-            "/v1/corporate-actions": _known(lambda q: _actions(told, q))}
+            "/v1/corporate-actions": _known(lambda q: _actions(told, q, about))}
 
 
 def _known(answer):
@@ -53,17 +53,17 @@ def _bars(of, query):
     return json.loads(json.dumps({"bars": page, "next_page_token": _token(offset) if more else None}))
 
 
-def _actions(told, query):
+def _actions(told, query, about):
     first, last = pd.Timestamp(query["start"]), pd.Timestamp(query["end"])
     names, wanted, rows = query["symbols"].split(","), query["types"].split(","), []
     for day, name, split, dividend in told.itertuples(index=False):
-        if name not in names or not first <= day <= last: continue
+        if name not in names: continue
         common = {"symbol": name, "ex_date": f"{day:%Y-%m-%d}", "process_date": f"{day:%Y-%m-%d}", "id": f"{name}-{day:%Y%m%d}"}
         if split != 1: rows.append(("forward_split" if split > 1 else "reverse_split", common | {"new_rate": split if split > 1 else 1,
                                                                                                "old_rate": 1 if split > 1 else round(1 / split, 9)}))
         if dividend: rows.append(("cash_dividend", common | {"rate": dividend, "foreign": False, "special": False,
                                                              "process_date": f"{day + pd.Timedelta('21D'):%Y-%m-%d}"}))
-    rows = [r for r in rows if r[0] in wanted]
+    rows = [(kind, row) for kind, row in rows if kind in wanted and first <= pd.Timestamp(row[about]) <= last]
     at, limit = _offset(query), int(query.get("limit", 100))
     page = {}
     for kind, row in rows[at:at + limit]: page.setdefault(KINDS[kind], []).append(row)

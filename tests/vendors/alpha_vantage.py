@@ -7,11 +7,12 @@ _META = "Daily Time Series with Splits and Dividend Events"
 
 def routes(bars, actions=None, chain=None, minutes=None, macro=None, *, key=KEY, free=False, ends=False):
     "Routes for Replay; `free` is a plan without adjusted bars, `ends` stamps minutes with their end as older replies do"
-    names = {name: _with(rows, actions) for name, rows in bars.groupby("symbol")}
+    names, told = set(bars["symbol"]), {}
 
     def daily(request, about, adjusted):
         if about not in names: return _wrong(request)
-        rows = names[about].sort_values("session", ascending=False)
+        if about not in told: told[about] = _with(bars[bars["symbol"] == about], actions)
+        rows = told[about].sort_values("session", ascending=False)
         if request.query.get("outputsize", "compact") == "compact": rows = rows.head(100)
         series = {f"{r['session']:%Y-%m-%d}": _day(r, adjusted) for r in rows.to_dict("records")}
         return {"Meta Data": {"1. Information": _META, "2. Symbol": about, "5. Time Zone": "US/Eastern"}, "Time Series (Daily)": series}

@@ -40,3 +40,12 @@ def table(n=3, m=8, start="2020-08-24", seed=0):
         parts.append(pd.DataFrame({"session": days, "symbol": f"S{i:03d}", **dict(zip(("open", "high", "low", "close"), np.round(price, 2), strict=True)),
                                    "volume": np.round(rng.uniform(1e5, 1e6, m) * ratio) * 10, "split": split, "dividend": dividend}))
     return pd.concat(parts, ignore_index=True)
+
+
+COLUMNS = ["session", "symbol", "open", "high", "low", "close", "volume"]
+
+
+def same(found, bars, first, last, columns=(*COLUMNS, "split", "dividend")):
+    "Raises unless `found` is the tape of `bars` from `first` to `last`, to the last digit"
+    want = bars[bars.session.between(pd.Timestamp(first), pd.Timestamp(last))].sort_values(["session", "symbol"], ignore_index=True)
+    pd.testing.assert_frame_equal(found[list(columns)], want[list(columns)], check_exact=True, check_dtype=False)

@@ -10,17 +10,19 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/data/actions.ipynb #85c9e797
+_KEYS = {"session": "datetime64[us]", "symbol": "str"}
+
 def placed(
     bars:pd.DataFrame,   # rows with session and symbol
     events:pd.DataFrame, # rows with session (ex-date), symbol, and split or dividend or both; missing: none
 )->pd.DataFrame:         # `bars` with split (1: none) and dividend (0: none)
     "`bars` with each event on the first row of its name at or after its ex-date"
     told = events.reindex(columns=["session", "symbol", "split", "dividend"]).fillna({"split": 1., "dividend": 0.})
-    told = told[(told.split != 1) | (told.dividend != 0)]
-    key, found = ["session", "symbol"], bars.drop(columns=["split", "dividend"], errors="ignore")
+    told = told[(told.split != 1) | (told.dividend != 0)].astype(_KEYS)
+    key, found = [*_KEYS], bars.drop(columns=["split", "dividend"], errors="ignore").astype(_KEYS)
     told = told[(told.session >= told.symbol.map(bars.groupby("symbol").session.min())).to_numpy(bool)]
     if told.empty: return found.assign(split=1., dividend=0.)
-    rows = bars[key].assign(row=bars.session).sort_values("session")
+    rows = found[key].assign(row=found.session).sort_values("session")
     at = pd.merge_asof(told.sort_values("session"), rows, on="session", by="symbol", direction="forward")
     sums = at.dropna(subset="row").groupby(["row", "symbol"]).agg({"split": "prod", "dividend": "sum"})
     out = found.merge(sums.rename_axis(key).reset_index(), on=key, how="left", validate="many_to_one")

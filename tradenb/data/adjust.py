@@ -40,7 +40,7 @@ def _possible(panel, wrong, value, what, cure):
                      "append the correction to the store")
 
 # %% ../../nbs/data/adjust.ipynb #a3c55200
-_SINGLE = 1.2e-7 # relative, what a 32-bit float may be off
+_SINGLE = 4e-7 # relative: what a few steps of 32-bit arithmetic may be off
 
 def _half(prices):
     "Half a unit of the last decimal that each name has shown so far, USD; (sessions, symbols)"
@@ -80,8 +80,8 @@ def _voices(panel):
     "A number for each name and vendor, row by row"
     names = panel.index.codes[1].astype(np.int64)
     if "vendor" not in panel: return names
-    vendors, who = pd.factorize(panel["vendor"]), 0
-    return pd.factorize(names * (len(vendors[1]) + 1) + vendors[0])[who].astype(np.int64)
+    who, vendors = pd.factorize(panel["vendor"])
+    return pd.factorize(names * (len(vendors) + 1) + who)[0].astype(np.int64)
 
 # %% ../../nbs/data/adjust.ipynb #32a4c816
 def _steps(panel, convention):
@@ -93,10 +93,11 @@ def _steps(panel, convention):
     told = panel.reindex(columns=["split", "dividend"]).notna().any(axis=1)
     silent = ~told.groupby(voice).cummax()
     if "adj_close" not in panel or not silent.any(): return out
-    ratio = panel["adj_close"] / close
+    adj = panel["adj_close"].where(panel["adj_close"] > 0) # to the cent, a price of long ago may be 0
+    ratio = adj / close
     last = ratio.groupby(voice).ffill().groupby(voice).shift()
     before = close.where(ratio.notna()).groupby(voice).ffill().groupby(voice).shift()
-    split, jump = _implied(panel.index, voice, close.to_numpy(), panel["adj_close"].to_numpy())
+    split, jump = _implied(panel.index, voice, close.to_numpy(), adj.to_numpy())
     paid = close * (ratio / last - 1) if convention == "crsp" else before * (1 - last / ratio)
     own = pd.DataFrame({"split": split, "whole": (ratio / last).fillna(1.), "cash": paid.where(jump & (split == 1), 0.),
                         "implied": jump, "unknown": ratio.isna() & last.notna()})
@@ -119,7 +120,7 @@ def factors(
     convention:str="vendor",   # or "crsp"; an adj_close brings its vendor's own
     base:str="first",          # where the factor is 1: each name's "first" row, or its "last"
     dividends:bool=True,       # False: splits alone
-)->pd.DataFrame:               # price: factor on prices, NaN where unknown; shares: as many as one share of the base row
+)->pd.DataFrame:               # price: factor on prices, NaN where unknown; shares: what one of the base row became
     "What to multiply each row's prices with, and to divide its volume by"
     _one_of("convention", convention, CONVENTIONS)
     _one_of("base", base, ("first", "last"))
@@ -147,7 +148,7 @@ def adjusted(
     convention:str="vendor",   # or "crsp"; which price a dividend buys at
     base:str="first",          # the price that stays as printed: each name's "first", or its "last"
     dividends:bool=True,       # False: splits alone
-)->pd.DataFrame:               # the panel with open, high, low, close and volume adjusted, raw_close and raw_volume beside
+)->pd.DataFrame:               # with open, high, low, close, volume adjusted, and raw_close, raw_volume beside
     "Prices whose returns include splits and dividends"
     by = factors(panel, convention, base, dividends)
     out = {c: panel[c] * by["price"] for c in ("open", "high", "low", "close") if c in panel}

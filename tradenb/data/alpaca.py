@@ -35,15 +35,15 @@ def _client(of, wire):
         question = (path, *sorted((k, str(v)) for k, v in (data or {}).items()))
         if question in asked: raise wire.error("malformed", "a page leads to one that was read before")
         asked.add(question)
-        return _whole(get(path, data, **more), wire)
+        return _whole(get(path, data, **more), path.rsplit("/", 1)[-1].replace("-", "_"), wire)
 
     client.get = page
     return client
 
 # %% ../../nbs/data/alpaca.ipynb #a95bdffc
-def _whole(page, wire):
-    "`page`, if it is one"
-    parts = page.get("bars", page.get("corporate_actions")) if isinstance(page, dict) else None
+def _whole(page, of, wire):
+    "`page`, if it is one of bars, or of corporate actions"
+    parts = page.get(of) if isinstance(page, dict) else None
     good = isinstance(parts, dict) and all(isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
                                            for rows in parts.values())
     if not good or not isinstance(page.get("next_page_token"), str | None):
@@ -54,13 +54,14 @@ def _whole(page, wire):
 _NY = "America/New_York"
 
 def _asked(names, kind, first, last, feed, asof):
+    from alpaca.data.enums import Adjustment
     from alpaca.data.requests import StockBarsRequest
     from alpaca.data.timeframe import TimeFrame, TimeFrameUnit
     unit = TimeFrameUnit.Day if kind == "bars" else TimeFrameUnit.Minute
     until = last if kind == "bars" else last + pd.Timedelta("23:59:59")
     start, end = (t.tz_localize(_NY).tz_convert("UTC").to_pydatetime() for t in (first, until))
     return StockBarsRequest(symbol_or_symbols=names, timeframe=TimeFrame(1, unit), start=start, end=end,
-                            adjustment="raw", feed=feed, asof=asof, limit=None)
+                            adjustment=Adjustment.RAW, feed=feed, asof=asof, limit=None)
 
 # %% ../../nbs/data/alpaca.ipynb #172f35bd
 _NAMES = {"o": "open", "h": "high", "l": "low", "c": "close", "v": "volume", "n": "trades", "vw": "vwap"}
@@ -68,9 +69,11 @@ _NAMES = {"o": "open", "h": "high", "l": "low", "c": "close", "v": "volume", "n"
 def _rows(found, names, kind, wire):
     if strangers := sorted(set(found) - set(names)):
         raise wire.error("malformed", f"rows of {', '.join(strangers[:5])}, who were not asked for")
-    rows = pd.DataFrame([{"symbol": name, **row} for name, rows in found.items() for row in rows],
-                        columns=["symbol", "t", *_NAMES])
-    time = pd.to_datetime(rows.t, utc=True, format="ISO8601", errors="coerce")
+    told = [{"symbol": name, **row} for name, rows in found.items() for row in rows]
+    if half := next((row for row in told if not all(type(row.get(c)) in (int, float) for c in "ohlcv")), None):
+        raise wire.error("malformed", f"a bar without five numbers: {str(half)[:120]}")
+    rows = pd.DataFrame(told, columns=["symbol", "t", *_NAMES])
+    time = pd.to_datetime(rows.t.astype("str"), utc=True, format="ISO8601", errors="coerce")
     here = time.dt.tz_convert(_NY)
     bad = time.isna() | (here != here.dt.normalize() if kind == "bars" else here != here.dt.floor("min"))
     if bad.any():

@@ -18,20 +18,19 @@ from .providers import source
 from .wire import Vendor, VendorError
 
 # %% ../../nbs/data/alpha_vantage.ipynb #82246dbc
-_DAY = "the calls of the day are used up: ask tomorrow, or change the plan"
 _WORDS = [ # in this order: what a sentence is about, by the words in it
-    ("key", r"apikey|api key (is )?(invalid|missing)|demo\W* (api )?key", None),
-    ("limit", r"requests? per day|daily rate limit", _DAY),
-    ("limit", r"call frequency|calls? per|requests? per|rate limit", None),
-    ("plan", r"premium|subscri|entitle|illustrat", None)]
+    ("key", r"apikey|api key (is )?(invalid|missing)|demo\W* (api )?key"),
+    ("limit", r"call frequency|calls? per|requests? per|rate limit"),
+    ("plan", r"premium|subscri|entitle|illustrat")]
 
 def _judge(status, body):
-    "What a reply that is no answer means: (what, said, cure), or None"
-    if not isinstance(body, dict): return None
+    "What a reply that is no answer means: (what, said), or None"
     for key, otherwise in (("Error Message", "unknown"), ("Information", "plan"), ("Note", "limit"), ("message", None)):
-        if not isinstance(said := body.get(key), str): continue
-        about = [(what, said, cure) for what, words, cure in _WORDS if re.search(words, said, re.I)]
-        if about or otherwise: return about[0] if about else (otherwise, said)
+        said = body.get(key) if isinstance(body, dict) else None
+        if not isinstance(said, str): continue
+        what = next((what for what, words in _WORDS if re.search(words, said, re.I)), otherwise)
+        spent = what == "limit" and "per day" in said and "per minute" not in said
+        if what: return what, said + " (the day's calls are used up: ask tomorrow)" * spent
     return None
 
 # %% ../../nbs/data/alpha_vantage.ipynb #606fb891
@@ -41,10 +40,10 @@ ALPHA_VANTAGE = Vendor("alpha_vantage", "https://www.alphavantage.co", keys=("AL
 # %% ../../nbs/data/alpha_vantage.ipynb #26ef9504
 def _through(wire, of):
     "The package's class `of`, asking over our wire"
-    class Ours(of):
-        def _handle_api_call(self, url): return wire.get_json("/query", dict(parse_qsl(urlsplit(url).query)))
-    return Ours(key=wire.key(), output_format="json")
+    def call(self, url): return wire.get_json("/query", dict(parse_qsl(urlsplit(url).query)))
+    return type("Ours", (of,), {"_handle_api_call": call})(key=wire.key(), output_format="json")
 
+# %% ../../nbs/data/alpha_vantage.ipynb #1207312a
 def _package(wire, kind):
     "The part of the package that knows about `kind`"
     from alpha_vantage.econindicators import EconIndicators
@@ -52,20 +51,23 @@ def _package(wire, kind):
     from alpha_vantage.timeseries import TimeSeries
     return _through(wire, {"chain": Options, "macro": EconIndicators}.get(kind, TimeSeries))
 
+# %% ../../nbs/data/alpha_vantage.ipynb #e6e5cd44
 def _ask(wire, method, *args, **settings):
-    "What the package's method gives, for a reply that has the part it looks for"
-    failed = None
-    try: return method(*args, **settings)
-    except KeyError as e: failed = f"there is no {e.args[0]!r} in it"
-    except (TypeError, AttributeError): failed = "it is not the object that was due"
-    raise wire.error("malformed", failed)
+    "What the package's method asks for: the data, and what is told about them"
+    reply, part, about = method.__wrapped__(method.__self__, *args, **settings)
+    if isinstance(reply, dict) and part in reply: return reply[part], reply.get(about)
+    raise wire.error("malformed", f"there is no {part!r} in the reply")
+
+def _rows(wire, rows):
+    if isinstance(rows, list) and all(isinstance(r, dict) for r in rows): return rows
+    raise wire.error("malformed", "there are no rows where rows were due")
 
 # %% ../../nbs/data/alpha_vantage.ipynb #bc08a14e
 def _numbers(wire, rows, names):
     "Columns `names` of `rows`, from text to number; None and the word None are missing"
-    if not all(isinstance(r, dict) for r in rows): raise wire.error("malformed", "its rows are no rows")
-    out = pd.DataFrame([{k.split(". ", 1)[-1]: v for k, v in r.items()} for r in rows], dtype=object)
-    if missing := [n for n in names if n not in out and len(out)]: raise wire.error("malformed", f"there is no {missing[0]!r}")
+    out = pd.DataFrame([{k.split(". ", 1)[-1]: v for k, v in r.items()} for r in _rows(wire, rows)], dtype=object)
+    missing = [n for n in names if n not in out and len(out)]
+    if missing: raise wire.error("malformed", f"there is no {missing[0]!r} in its rows")
     out = out.reindex(columns=list(names))
     for c in out:
         number = pd.to_numeric(out[c].where(out[c] != "None"), errors="coerce")
@@ -75,6 +77,7 @@ def _numbers(wire, rows, names):
         out[c] = number.astype("float64")
     return out.rename(columns=names)
 
+# %% ../../nbs/data/alpha_vantage.ipynb #dfafce47
 def _days(wire, told):
     text = pd.Series([str(t) for t in told], dtype="str")
     found = pd.to_datetime(text, format="%Y-%m-%d", errors="coerce").astype("datetime64[us]")
@@ -92,6 +95,7 @@ def _series(wire, series, meta, name):
         raise wire.error("malformed", f"it answers about {str(told)[:40]!r}")
     return series
 
+# %% ../../nbs/data/alpha_vantage.ipynb #6e6d82f2
 def _daily(wire, series, name, adjusted):
     out = _numbers(wire, list(series.values()), _PRICES | (_ADJUSTED if adjusted else {}))
     return out.assign(session=_days(wire, series), symbol=name)
@@ -106,11 +110,12 @@ def _size(
     "compact or full"
     return "compact" if start is not None and start <= today and len(sessions(start, today)) <= _COMPACT else "full"
 
+# %% ../../nbs/data/alpha_vantage.ipynb #c2715750
 def _bars(wire, package, name, start, end, today, actions):
     method = package.get_daily_adjusted if actions else package.get_daily
     for size in dict.fromkeys([_size(start, today), "full"]):
-        series = _series(wire, *_ask(wire, method, quote(name, safe=""), outputsize=size), name)
-        out = _daily(wire, series, name, actions)
+        series, meta = _ask(wire, method, quote(name, safe=""), outputsize=size)
+        out = _daily(wire, _series(wire, series, meta, name), name, actions)
         if len(out) < _COMPACT or size == "full" or out["session"].min() <= start: break
     return out[out["session"].between(start or out["session"].min(), end)]
 
@@ -121,8 +126,7 @@ def _quotes(wire, names, start, end):
     "Bars of the session that has just closed, of a hundred names"
     if start != end: raise wire.error("empty", "quotes in bulk are of the last session only", "leave out bulk=True")
     page = wire.get_json("/query", dict(function="REALTIME_BULK_QUOTES", symbol=",".join(names), apikey=wire.key()))
-    rows = page.get("data") if isinstance(page, dict) else None
-    if not isinstance(rows, list): raise wire.error("malformed", "there are no rows where rows were due")
+    rows = _rows(wire, page.get("data") if isinstance(page, dict) else None)
     out = _numbers(wire, rows, _PRICES).assign(symbol=[str(r.get("symbol")) for r in rows])
     at = pd.to_datetime(pd.Series([r.get("timestamp") for r in rows], dtype="str"), errors="coerce", format="ISO8601")
     out = _once(wire, out.assign(session=at.dt.normalize().astype("datetime64[us]")), ["symbol"])
@@ -130,6 +134,7 @@ def _quotes(wire, names, start, end):
     if strange: raise wire.error("malformed", f"it answers about {strange[0][:40]!r}")
     return out[out["session"] == end]
 
+# %% ../../nbs/data/alpha_vantage.ipynb #97af204c
 def _once(wire, rows, key):
     failed = None
     try: return once(rows, key)
@@ -141,14 +146,15 @@ def _minutes(wire, package, name, start, end):
     "Minutes of one name, month by month"
     for month in pd.period_range(start, end, freq="M"):
         with wire.asking(f"minutes of {name} in {month}"):
-            told = _ask(wire, package.get_intraday, quote(name, safe=""), interval="1min", outputsize="full",
-                        month=str(month), extended_hours="false", adjusted="false")
-            series = _series(wire, *told, name)
+            told, meta = _ask(wire, package.get_intraday, quote(name, safe=""), interval="1min", outputsize="full",
+                              month=str(month), extended_hours="false", adjusted="false")
+            series = _series(wire, told, meta, name)
             out = _numbers(wire, list(series.values()), _PRICES)
-            out = out.assign(time=_beginnings(wire, list(series)), symbol=name)
+            out = out.assign(time=_beginnings(wire, list(series)), symbol=name).sort_values("time", ignore_index=True)
         day = out["time"].dt.tz_convert("America/New_York").dt.tz_localize(None).dt.normalize().astype("datetime64[us]")
         yield out.assign(session=day)[day.between(start, end)]
 
+# %% ../../nbs/data/alpha_vantage.ipynb #efe24618
 def _beginnings(wire, stamps):
     "Instants at which the minutes begin"
     at = pd.to_datetime(pd.Series(stamps, dtype="str"), format="%Y-%m-%d %H:%M:%S", errors="coerce")
@@ -162,21 +168,30 @@ def _beginnings(wire, stamps):
 OPEN_INTEREST = "same_session" # what Store.append("chain", ..., open_interest=) has to be told of these rows
 _OPTION = {n: n for n in ("strike", "bid", "ask", "bid_size", "ask_size", "last", "volume", "open_interest",
                           "delta", "gamma", "vega", "theta", "rho")} | {"implied_volatility": "iv"}
+_TOLD = ("contractID", "symbol", "expiration", "type", "date")
 
-def _chain(wire, package, name, day):
-    "The chain of one name and session"
-    rows, _ = _ask(wire, package.get_historical_options, quote(name, safe=""), date=f"{day:%Y-%m-%d}")
-    if not isinstance(rows, list): raise wire.error("malformed", "there are no rows where rows were due")
-    if not rows: return pd.DataFrame()
+# %% ../../nbs/data/alpha_vantage.ipynb #16166b0f
+def _contracts(wire, rows, name, day):
+    "The contracts of one name and session, their names compared with what they describe"
+    if not _rows(wire, rows): return pd.DataFrame() # no chain of that day
     out = _numbers(wire, rows, _OPTION)
-    told = {c: pd.Series([str(r.get(c, "")) for r in rows]) for c in ("contractID", "symbol", "expiration", "type", "date")}
+    told = pd.DataFrame([{c: str(r.get(c, "")) for c in _TOLD} for r in rows])
     out = out.assign(session=day, underlying=name, expiry=_days(wire, told["expiration"]),
                      root=told["contractID"].str[:-15], right=told["type"].str[:1].str.upper())
-    strike = (out["strike"].fillna(0) * 1000).round().astype("int64").astype("str").str.zfill(8)
-    wrong = told["contractID"] != out["root"] + out["expiry"].dt.strftime("%y%m%d") + out["right"] + strike
-    wrong |= (told["symbol"] != name) | (told["date"] != f"{day:%Y-%m-%d}")
-    if wrong.any(): raise wire.error("malformed", f"{told['contractID'][wrong].iloc[0][:40]!r} is not what its row describes")
+    wrong = (told["contractID"] != _occ(out)) | (told["symbol"] != name) | (told["date"] != f"{day:%Y-%m-%d}")
+    if wrong.any():
+        raise wire.error("malformed", f"{told['contractID'][wrong].iloc[0][:40]!r} is not what its row describes")
     return _once(wire, out, ["root", "expiry", "strike", "right"])
+
+# %% ../../nbs/data/alpha_vantage.ipynb #2cea91e8
+def _occ(rows):
+    "The contracts' names as the clearing house writes them"
+    strike = (rows["strike"].fillna(0) * 1000).round().astype("int64").astype("str").str.zfill(8)
+    return rows["root"] + rows["expiry"].dt.strftime("%y%m%d") + rows["right"] + strike
+
+def _chain(wire, package, name, day):
+    rows, _ = _ask(wire, package.get_historical_options, quote(name, safe=""), date=f"{day:%Y-%m-%d}")
+    return _contracts(wire, rows, name, day)
 
 # %% ../../nbs/data/alpha_vantage.ipynb #8c176b3c
 _RATES = {"DGS3MO": "3month", "DGS2": "2year", "DGS5": "5year", "DGS7": "7year", "DGS10": "10year", "DGS30": "30year",
@@ -189,13 +204,13 @@ def _released(days):
     later = CustomBusinessDay(calendar=USFederalHolidayCalendar())
     return pd.Series([next_session(d + later) for d in days], days.index, dtype="datetime64[us]")
 
+# %% ../../nbs/data/alpha_vantage.ipynb #e8ef9508
 def _rate(wire, package, name, start, end):
     "One series: session, symbol, value, known_at"
     if name not in _RATES: raise wire.error("unknown", f"there is no series {name}", f"it has {', '.join(_RATES)}")
     ours = _RATES[name]
     rows, _ = _ask(wire, package.get_treasury_yield, "daily", ours) if ours else _ask(wire, package.get_ffr, "daily")
-    if not isinstance(rows, list): raise wire.error("malformed", "there are no rows where rows were due")
-    rows = [r for r in rows if not (isinstance(r, dict) and r.get("value") == ".")]
+    rows = [r for r in _rows(wire, rows) if r.get("value") != "."]
     out = _numbers(wire, rows, {"value": "value"})
     out = _once(wire, out.assign(session=_days(wire, [r.get("date") for r in rows]), symbol=name), ["session"])
     out = out[out["session"].between(start, end)]
@@ -205,14 +220,15 @@ def _rate(wire, package, name, start, end):
 # %% ../../nbs/data/alpha_vantage.ipynb #a01eedc1
 FIRST = {"minutes": "2000-01-03", "macro": "1990-01-02"} # earliest sessions
 
-@source("alpha_vantage", "bars", "minutes", "chain", "macro", vendor=ALPHA_VANTAGE)
+@source("alpha_vantage", "bars", "minutes", "chain", "macro", vendor=ALPHA_VANTAGE, open_interest=OPEN_INTEREST)
 def _alpha_vantage(symbols, start, end, kind, wire, *, actions=True, bulk=False, at=None):
     if symbols is None: raise ValueError("alpha_vantage has no list of all names; say which: symbols=['AAPL', ...]")
-    if start is None and kind == "chain": raise ValueError("chains are a call a name and session; say from when: start=")
+    if start is None and kind == "chain": raise ValueError("chains are one call a name and session; say start=")
     today = last_closed(pd.Timestamp.now("UTC") if at is None else at)
     if bulk and kind == "bars": yield from _in_bulk(wire, symbols, start, end)
     else: yield from _each(wire, symbols, start, end, kind, today, actions)
 
+# %% ../../nbs/data/alpha_vantage.ipynb #130af2e8
 def _in_bulk(wire, symbols, start, end):
     for some in (symbols[i:i+_BULK] for i in range(0, len(symbols), _BULK)):
         with wire.asking(f"quotes of {len(some)} names"): yield some, _quotes(wire, some, start, end)
@@ -225,6 +241,7 @@ def _parts(wire, package, name, start, end, kind, today, actions):
     elif kind == "minutes": yield from _minutes(wire, package, name, start, end)
     else: yield from (_chain(wire, package, name, day) for day in sessions(start, end))
 
+# %% ../../nbs/data/alpha_vantage.ipynb #3ee42a8f
 def _each(wire, symbols, start, end, kind, today, actions):
     package, first = _package(wire, kind), start if start is not None or kind == "bars" else pd.Timestamp(FIRST[kind])
     for name in symbols:

@@ -26,9 +26,10 @@ def _judge(status, body):
     said = str(body.get("Error Message") or body.get("message") or "") if isinstance(body, dict) else ""
     found = next((what for word, what in _SAYS.items() if word in said.lower()), None)
     if "legacy" in said.lower() or status == 403 and not said: said = f"{said or 'status 403'}: {_OLDER}"
-    if found or status in (402, 403): return found or "plan", said
-    return ("unknown", said) if said else None
+    found = found or {401: "key", 402: "plan", 403: "plan"}.get(status)
+    return (found or "unknown", said) if found or said and status < 429 else None
 
+# %% ../../nbs/data/fmp.ipynb #bebfa0f3
 FMP = Vendor("fmp", "https://financialmodelingprep.com", keys=("FMP_API_KEY",), rate=(300, 60.), judge=_judge,
              text=("/eod-bulk$",), plan="free plan: 250 requests a day, five years, some names; Starter: 300 a minute; "
              "eod-bulk only with Ultimate")
@@ -46,15 +47,16 @@ def _list(wire, path, fields, **asked):
     reply = wire.get_json(path, {k.rstrip("_"): v for k, v in asked.items()} | {"apikey": wire.key()})
     older = isinstance(reply, dict) # {symbol, historical: [...]}, and {} for a name without rows
     rows = reply.get("historical", None if reply else []) if older else reply
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        raise wire.error("malformed", f"{path} is {str(reply)[:80]}, and should be a list of rows")
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and {"date", *fields} <= r.keys() for r in rows):
+        raise wire.error("malformed", f"{path} is {str(reply)[:80]}, not rows of date, {', '.join(fields)}")
     frame = pd.DataFrame(rows, columns=["symbol", "date", *fields])
     if older: frame["symbol"] = reply.get("symbol")
     day = pd.to_datetime(frame.date.astype("str"), format="%Y-%m-%d", errors="coerce")
-    numbers = frame[[*fields]].apply(pd.to_numeric, errors="coerce").astype("float64")
-    bad = day.isna() | (numbers.isna() & frame[[*fields]].notna()).any(axis=1)
-    if bad.any(): raise wire.error("malformed", f"{path} has the row {str(rows[int(bad.to_numpy().argmax())])[:160]}")
-    out = numbers.rename(columns=fields).assign(session=day.astype("datetime64[us]"), symbol=frame.symbol)
+    good = frame[[*fields]].map(lambda x: x is None or type(x) in (int, float)).all(axis=1)
+    if (bad := day.isna() | ~good).any():
+        raise wire.error("malformed", f"{path} has the row {str(rows[int(bad.to_numpy().argmax())])[:160]}")
+    out = frame[[*fields]].astype("float64").rename(columns=fields)
+    out = out.assign(session=day.astype("datetime64[us]"), symbol=frame.symbol)
     return out.drop_duplicates(ignore_index=True)
 
 # %% ../../nbs/data/fmp.ipynb #2fa3ec51
@@ -135,6 +137,7 @@ def _calendar(wire, which, fields, first, last):
 def _file(wire, day):
     "All names of one day"
     text = wire.get_text("/stable/eod-bulk", {"date": f"{day:%Y-%m-%d}", "apikey": wire.key()})
+    if not text.endswith("\n"): raise wire.error("malformed", f"eod-bulk breaks off: {text[-60:]!r}")
     head, *rows = [row for row in csv.reader(io.StringIO(text.removeprefix("\ufeff"))) if row]
     wanted = ["symbol", "date", "open", "high", "low", "close", "volume"]
     if missing := [c for c in wanted if c not in head]:
@@ -161,8 +164,7 @@ def _files(wire, symbols, start, end, events):
 def _fmp(symbols, start, end, kind, wire, *, at=None, bulk=None, legacy=False):
     if symbols is None: raise ValueError("fmp has more names than anybody wants; say which: symbols=['AAPL', ...]")
     start = pd.Timestamp("1990-01-01") if start is None else start
-    now = pd.Timestamp.now("UTC") if at is None else at
-    today = max(end, now.tz_convert("America/New_York").tz_localize(None).normalize())
+    today = max(end, (at or pd.Timestamp.now("UTC")).tz_convert("America/New_York").tz_localize(None).normalize())
     files, calendars = len(sessions(start, end)), 2 * (1 + (today - start).days // 90)
     events = None
     if not legacy and (bulk or files + calendars < 2 * len(symbols)):
@@ -183,6 +185,7 @@ def _evening(wire, symbols, start, end, events, bulk):
         if bulk or e.what not in ("plan", "unknown"): raise
         return None, symbols
 
+# %% ../../nbs/data/fmp.ipynb #7e74b394
 def _each(wire, symbols, start, end, events, legacy):
     for symbol in symbols:
         with wire.asking(f"{symbol} {start:%Y-%m-%d} to {end:%Y-%m-%d}"):

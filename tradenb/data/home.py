@@ -85,13 +85,14 @@ class Home:
         wait:float=30.,  # seconds to wait for another writer
     ):
         self.root, self.wait = Path(root), wait
+        self._checked:dict = {}        # file: what it looked like when its content was found to be right
         self._staged:tuple|None = None # while we write: the list as it will be, and files that will not be on it
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"{root} is a file; a store is a folder of its own")
         if (self.root/".lock").exists(): _sweep(self)
 
     def note(self, name): return _note(self.root/f"{name}.json")
-    def write_note(self, name, note): replace(self.root/f"{name}.json", json.dumps(note, indent=0).encode())
+    def write_note(self, name, note): replace(self.root/f"{name}.json", json.dumps(note).encode())
     def manifest(self): return _manifest(self)
 
 # %% ../../nbs/data/home.ipynb #0079ac7f
@@ -135,29 +136,35 @@ def read(self:Home,
     "The rows of `kind` from `start` to `end`"
     for _ in range(9):
         manifest = self.manifest()
-        try: return _rows(self.root, [f for f in manifest["files"] if f["kind"] == kind], start, end)
+        try: return _rows(self, [f for f in manifest["files"] if f["kind"] == kind], start, end)
         except FileNotFoundError as e:
             if self.manifest()["serial"] == manifest["serial"]:
                 raise ValueError(f"{e.filename} is listed in manifest.json and is gone; restore it from a copy") from e
     raise TimeoutError(f"{self.root} changed nine times while being read; try again when its writers rest")
 
 # %% ../../nbs/data/home.ipynb #2f770634
-def _rows(root, files, start=None, end=None):
+def _rows(home, files, start=None, end=None):
     if not files: return None
     first, last = f"{start or pd.Timestamp.min:%Y-%m-%d}", f"{end or pd.Timestamp.max:%Y-%m-%d}"
     near = [f for f in files if f["first"] <= last and f["last"] >= first]
-    parts = [_part(root, f) for f in sorted(near, key=lambda f: f["path"])] or [_part(root, files[0]).slice(0, 0)]
+    parts = [_part(home, f) for f in sorted(near, key=lambda f: f["path"])] or [_part(home, files[0]).slice(0, 0)]
     table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
     if all(first <= f["first"] and f["last"] <= last for f in near): return table
     day = np.asarray(table["session"])
     return table.filter((day >= np.datetime64(first)) & (day <= np.datetime64(last)))
 
 # %% ../../nbs/data/home.ipynb #0257d312
-def _part(root, file):
-    data = (root/file["path"]).read_bytes()
-    if hashlib.sha256(data).hexdigest() == file["sha256"]: return pq.ParquetFile(pa.BufferReader(data)).read()
-    raise ValueError(f"{file['path']} in {root} is damaged: its content is not what was written; "
-                     "restore that file from a copy, or move the folder away and fetch again")
+def _part(home, file):
+    path = home.root/file["path"]
+    with open(path, "rb") as f:
+        seen = os.fstat(f.fileno())
+        looks = seen.st_ino, seen.st_size, seen.st_mtime_ns
+        if home._checked.get(path) != looks and hashlib.file_digest(f, "sha256").hexdigest() != file["sha256"]:
+            raise ValueError(f"{file['path']} in {home.root} is damaged: its content is not what was written; "
+                             "restore that file from a copy, or move the folder away and fetch again")
+    home._checked[path] = looks
+    table = pq.ParquetFile(path, memory_map=True).read()
+    return pa.table(table.columns, pa.schema([f.with_nullable(True) for f in table.schema])) # others may have gaps
 
 # %% ../../nbs/data/home.ipynb #294b0cd5
 @patch
@@ -171,7 +178,6 @@ def writing(self:Home):
             yield
             manifest, merged = self._staged
             if manifest is before: return
-            if not before["serial"]: self.write_note("manifest", before) # from now on there is one, or it was lost
             self.write_note("manifest", manifest)
             for f in merged: (self.root/f["path"]).unlink(missing_ok=True)
         finally: self._staged = None
@@ -189,11 +195,12 @@ def add(self:Home,
     if self._staged is None: raise ValueError("rows are added inside a block: with home.writing(): home.add(...)")
     (manifest, merged), serial = self._staged, self._staged[0]["serial"] + 1
     files = manifest["files"]
+    if serial == 1: self.write_note("manifest", manifest) # from now on there is one, or it was lost
     for year, part in rows.groupby(rows["session"].dt.year):
         same = sorted((f for f in files if f["kind"] == kind and f["year"] == year), key=lambda f: f["path"])
         while any(f["rows"] > small for f in same): same.pop(0) # only those after the last large one, in their order
         if len(same) >= most - 1:
-            part, merged = pd.concat([plain(_rows(self.root, same)).to_pandas(), part]), merged + same
+            part, merged = pd.concat([plain(_rows(self, same)).to_pandas(), part]), merged + same
         file = _write(self.root, kind, int(year), serial, part.sort_values(order, kind="stable"))
         files = [f for f in files if f not in merged] + [file]
     self._staged = dict(serial=serial, files=files), merged
@@ -210,8 +217,10 @@ def parquet(
     rows:pd.DataFrame, # any flat frame
 )->bytes:              # a Parquet file
     "`rows` as Parquet, repeated text kept once"
-    table, data = pa.table({c: _column(rows[c]) for c in rows}), io.BytesIO()
-    pq.write_table(table, data, compression="lz4", use_dictionary=[c for c in rows if rows[c].dtype == "str"])
+    told, data = {c: _column(rows[c]) for c in rows}, io.BytesIO()
+    schema = pa.schema([pa.field(c, column.type, column.null_count > 0) for c, column in told.items()])
+    text, numbers = ([c for c in told if test(told[c].type)] for test in (pa.types.is_dictionary, pa.types.is_floating))
+    pq.write_table(pa.table(told, schema), data, compression="lz4", use_dictionary=text, use_byte_stream_split=numbers)
     return data.getvalue()
 
 def _column(of):

@@ -89,13 +89,23 @@ def _bad(where, name, column, bad, cure):
     return ValueError(f"{where}: {name} in row {i + 1} is {said}{f' ({n} such rows)' if n > 1 else ''}; {cure}")
 
 # %% ../../nbs/data/kinds.ipynb #7bf0bf50
+def _text(column, name, where, cure):
+    "A column as text; None if it has dates already"
+    text = None if pd.api.types.is_datetime64_any_dtype(column) else _words(column, name, where)
+    gone = (column.isna() if text is None else column.isna() | (text == "")).to_numpy()
+    if gone.any(): raise _bad(where, name, column, gone, cure)
+    return text
+
+def _words(column, name, where):
+    try: return pd.Series(column.astype("str").str.strip(), dtype="str")
+    except UnicodeError as e: raise ValueError(f"{where}: {name} has characters that no text has; is it text?") from e
+
+# %% ../../nbs/data/kinds.ipynb #1e5ca512
 def _dates(column, name, where, form=None):
-    text = column.astype("str").str.strip() if column.dtype.kind in "iufOT" else column
-    gone = (column.isna() | (text == "") if text is not column else column.isna()).to_numpy()
-    if gone.any(): raise _bad(where, name, column, gone, "every row needs its date")
-    try: found = column if text is column else pd.to_datetime(text, format=form or "ISO8601", errors="coerce")
+    text = _text(column, name, where, "every row needs its date")
+    try: found = column if text is None else pd.to_datetime(text, format=form or "ISO8601", errors="coerce")
     except ValueError as e: raise ValueError(f"{where}: {name} cannot be read ({e}); write dates as 2024-01-31") from e
-    part = text.str.len() < 8 if text is not column and not form else False # a year or a month is no date
+    part = text.str.len() < 8 if text is not None and not form else False # a year or a month is no date
     no = (found.isna() | part).to_numpy()
     if no.any(): raise _bad(where, name, column, no, "write dates as 2024-01-31, or say date_format='%d/%m/%Y'")
     if found.dt.tz is not None:
@@ -111,7 +121,7 @@ MISSING = ("", "nan", "NaN", "null", "NULL", "None") # how programs write that a
 def _numbers(column, name, where):
     cure = "a number has digits, a point and nothing else; empty is missing"
     if column.dtype.kind in "OT" or isinstance(column.dtype, pd.CategoricalDtype):
-        said = column.astype("str").str.strip()
+        said = _words(column, name, where)
         found = pd.to_numeric(said, errors="coerce")
         no = (found.isna() & column.notna() & ~said.isin(MISSING)).to_numpy()
         if no.any(): raise _bad(where, name, column, no, cure)
@@ -131,7 +141,7 @@ def _texts(column, name, where):
         raise ValueError(f"{where}: {name} is a column of numbers, first {column.iloc[0]}; write it as text, "
                          "with its leading zeros")
     codes, told = pd.factorize(column) # each name is looked at once
-    told = pd.Index(told).astype("str").str.strip()
+    told = _words(pd.Series(told), name, where)
     may, gone = (_SYMBOL, [-1]) if named else (_PLAIN, [])
     wrong = np.array(gone + [i for i, s in enumerate(told) if not may.fullmatch(s)])
     if (bad := np.isin(codes, wrong)).any():
@@ -142,15 +152,12 @@ def _texts(column, name, where):
 # %% ../../nbs/data/kinds.ipynb #48279a35
 def _instants(column, name, where):
     cure = "write instants with their zone, 2024-01-31T09:30:00-05:00, or tz_localize('America/New_York') them first"
-    text = column.astype("str").str.strip() if column.dtype.kind in "iufOT" else column
-    gone = (column.isna() | (text == "") if text is not column else column.isna()).to_numpy()
-    if gone.any(): raise _bad(where, name, column, gone, "every row needs its instant")
-    if text is not column:
+    found = column
+    if (text := _text(column, name, where, "every row needs its instant")) is not None:
         naive = ~text.str.contains(r"\d(?:Z|[+-]\d\d:?\d\d)$")
         if naive.any(): raise _bad(where, name, column, naive.to_numpy(), cure)
         found = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
         if (no := found.isna().to_numpy()).any(): raise _bad(where, name, column, no, cure)
-    else: found = column
     if not isinstance(found.dtype, pd.DatetimeTZDtype):
         raise ValueError(f"{where}: {name} has no zone, first {column.iloc[0]}; {cure}")
     return found.dt.tz_convert("UTC").astype("datetime64[us, UTC]")
@@ -194,7 +201,7 @@ def _agreeing(out, of, where):
     return out
 
 # %% ../../nbs/data/kinds.ipynb #38445cc0
-_READ = dict(date=_dates, instant=_instants, name=_texts, text=_texts, right=_rights)
+_READ = dict(number=_numbers, date=_dates, instant=_instants, name=_texts, text=_texts, right=_rights)
 
 def tidy(
     frame:pd.DataFrame,     # rows as a vendor gave them
@@ -212,5 +219,5 @@ def tidy(
                          "or other names that are in kinds.ALIASES")
     def read(c):
         if TYPES.get(c) == "date": return _dates(frame[c], c, where, date_format)
-        return _READ.get(TYPES.get(c), _numbers)(frame[c], c, where)
+        return _READ[TYPES.get(c, "number")](frame[c], c, where)
     return _agreeing(pd.DataFrame({c: read(c) for c in (*of.columns, "known_at", "vendor") if c in frame}), of, where)

@@ -18,12 +18,6 @@ from .actions import once
 from .providers import source
 from .wire import Vendor, VendorError
 
-from fastcore.test import test_eq, test_fail
-
-from .providers import fetch
-from .replay import Replay
-from .wire import Wire
-
 # %% ../../nbs/data/polygon.ipynb #6bba399a
 def _judge(status, body):
     "What a reply that is no answer means: (what, said), or None"
@@ -55,12 +49,12 @@ def _in_path(name): return quote(name, safe=":")
 # %% ../../nbs/data/polygon.ipynb #304a619f
 def _pages(wire, client, page):
     "`page` and the ones after it"
-    seen:set = set()
+    followed:list = []
     while True:
         yield page
         if not (link := page.get("next_url")): return
-        if link in seen: raise wire.error("malformed", "its pages go in a circle")
-        seen.add(link)
+        if followed.count(link) > 1: raise wire.error("malformed", "its pages go in a circle")
+        followed.append(link)
         page = wire.get_json(link, headers=client.headers)
 
 # %% ../../nbs/data/polygon.ipynb #da9ef6be
@@ -83,7 +77,7 @@ def _table(wire, rows, texts, numbers):
         if c in numbers and out[c].dtype.kind in "iuf": continue
         bad = [v for v in out[c] if not isinstance(v, ours) and not (v is None or v != v) or isinstance(v, bool)]
         if bad: raise wire.error("malformed", f"{c} is {str(bad[0])[:40]!r} in {len(bad)} of {len(out)} rows")
-        out[c] = out[c].astype("float64") if c in numbers else out[c].fillna("").astype("str")
+        out[c] = out[c].astype("float64") if c in numbers else out[c].astype(object).fillna("").astype("str")
     return out
 
 def _once(wire, rows, key):
@@ -120,7 +114,7 @@ def _aggregates(
     at = _new_york(out["t"], "ms")
     out = out.assign(session=_date(at), time=at.dt.tz_convert("UTC").astype("datetime64[us, UTC]"),
                      symbol=name or out.get("T")).rename(columns=_NUMBERS)
-    return _once(wire, out, ["symbol", "time"])
+    return _once(wire, out, ["symbol", "time"]).sort_values("time", ignore_index=True)
 
 # %% ../../nbs/data/polygon.ipynb #578ab693
 _LISTS = {"v3": "/v3/reference", "v1": "/stocks/v1"}
@@ -152,6 +146,7 @@ def _actions(wire, client, how, first, last, name=None):
 # %% ../../nbs/data/polygon.ipynb #407665af
 def _on_rows(bars, actions):
     "`bars` with split and dividend, and the actions that found no row"
+    if actions.empty: return bars.assign(split=1., dividend=0.), actions
     rows = bars[["session", "symbol"]].assign(row=bars["session"]).sort_values("session")
     found = pd.merge_asof(actions.sort_values("session"), rows, on="session", by="symbol", direction="forward",
                           tolerance=pd.Timedelta(days=10))
@@ -172,7 +167,6 @@ def _without_row(wire, left, end):
         if waits: yield [name], wire.error("empty", f"{name} has a split or a dividend on {waits[0]}, and no bar since",
                                            "ask again when it has traded; the rows before that day are good")
 
-# %% ../../nbs/data/polygon.ipynb #53036544
 def _in_dollars(wire, actions, foreign):
     "The actions that can be put on rows, and {name: error} of the names that have others"
     if foreign not in ("refuse", "leave out"): raise ValueError(f"foreign is 'refuse' or 'leave out', not {foreign!r}")
@@ -227,7 +221,7 @@ def _by_name(wire, client, names, start, end, actions_of, failed):
     yield from _without_row(wire, pd.concat(left), end) if left else ()
 
 # %% ../../nbs/data/polygon.ipynb #042f8ff0
-_LOOK_UPS = 10
+_LOOK_UPS = 10 # of names without a bar
 
 def _by_session(wire, client, names, days, actions, failed):
     "Parts of one session each; names=None takes all stocks there are"
@@ -242,7 +236,7 @@ def _by_session(wire, client, names, days, actions, failed):
         seen |= set(bars["symbol"])
         if len(bars): yield (None if names is None else bars["symbol"].tolist()), bars
     for name, error in failed.items(): yield [name], error
-    absent = [n for n in names or () if n in wanted and n not in seen]
+    absent = [n for n in names or () if n not in seen and n not in failed]
     if absent and seen: yield from _each(absent[:_LOOK_UPS], lambda name: _known(wire, client, name) or bars[:0])
     if rest := absent[_LOOK_UPS if seen else 0:]: yield rest, bars[:0]
     yield from _without_row(wire, actions[actions["symbol"].isin(seen | set(names or ()))], days[-1])
@@ -291,8 +285,9 @@ def _in_hours(minutes):
 # %% ../../nbs/data/polygon.ipynb #89e11d76
 _TOLD = ("ticker", "expiration_date", "contract_type")
 _CHAIN = {**{f"last_quote.{c}": c for c in ("bid", "ask", "bid_size", "ask_size")}, "details.strike_price": "strike",
-          **{f"greeks.{g}": g for g in ("delta", "gamma", "vega", "theta")}, "implied_volatility": "iv", "day.close": "last",
-          "day.volume": "volume", "open_interest": "open_interest", "underlying_asset.price": "underlying_price"}
+          **{f"greeks.{g}": g for g in ("delta", "gamma", "vega", "theta")}, "implied_volatility": "iv",
+          "day.close": "last", "day.volume": "volume", "open_interest": "open_interest",
+          "underlying_asset.price": "underlying_price"}
 _STAMPS = ["last_quote.last_updated", "underlying_asset.last_updated", "day.last_updated"] # nanoseconds since 1970
 
 def _contracts(wire, rows, name):
@@ -344,7 +339,7 @@ def _chain(wire, client, names, start, end, unfinished):
 @source("polygon", "bars", "minutes", "chain", vendor=POLYGON)
 def _polygon(symbols, start, end, kind, wire, *, actions="v3", foreign="refuse", extended=False, unfinished=False):
     if actions not in _LISTS: raise ValueError(f"actions is 'v3' or 'v1', not {actions!r}")
-    if symbols is None and kind != "bars": raise ValueError(f"polygon has bars of all names, but no {kind}; say symbols=")
+    if symbols is None and kind != "bars": raise ValueError(f"polygon has bars of all names, no {kind}; say symbols=")
     start, client = FIRST if start is None else start, _client(wire)
     if kind == "bars": yield from _bars(wire, client, symbols, start, end, actions, foreign)
     elif kind == "minutes": yield from _minutes(wire, client, symbols, start, end, extended)

@@ -94,7 +94,7 @@ def _read(address):
     from sqlalchemy import URL, make_url
     try: url = make_url(re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", str(address)))
     except Exception: # whose message may hold the address, and the password in it
-        raise ValueError("the address of the store cannot be read; write postgresql://user:password@host:5432/database, "
+        raise ValueError("the address of the store cannot be read; write postgresql://user:password@host:5432/prices, "
                          "and in a password @ : / % are written %40 %3A %2F %25") from None
     if url.drivername != "postgresql+psycopg" or not url.database:
         raise ValueError(f"{url.drivername}:// is no address of a store; postgresql://user@host:5432/database is")
@@ -131,14 +131,15 @@ class Tables:
 @contextmanager
 def _transaction(home):
     "A connection: the one that this thread is writing with, or a new one whose end commits"
-    if (mine := getattr(home._mine, "connection", None)) is not None: yield mine; return
     import psycopg
     from sqlalchemy.exc import DBAPIError
     try:
-        with home._engine.begin() as connection:
-            connection.exec_driver_sql("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; "
-                                       "SET LOCAL extra_float_digits = 1")
-            yield connection
+        if (mine := getattr(home._mine, "connection", None)) is not None: yield mine
+        else:
+            with home._engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; "
+                                           "SET LOCAL extra_float_digits = 1")
+                yield connection
     except (DBAPIError, psycopg.Error) as e: raise _told(home, e) from None
 
 # %% ../../nbs/data/postgres.ipynb #487776ac
@@ -150,7 +151,7 @@ def _told(home, e):
     if isinstance(cause, psycopg.errors.LockNotAvailable):
         return TimeoutError(f"{home.root} is being written by {_holder(home)}, still after {home.wait:g} s; "
                             "let it finish, or end that process: the lock goes with it")
-    if isinstance(cause, psycopg.OperationalError) and not cause.sqlstate:
+    if isinstance(cause, psycopg.OperationalError) and (cause.sqlstate or "08")[:3] in ("08", "080", "57P"):
         return ConnectionError(f"{home.root} does not answer: {said[-1] if said else 'no reason given'}; "
                                "is the server up, and do address, user and password fit?")
     return ValueError(f"{home.root} refused: {'; '.join(said[:2])}; nothing of this write stands")
@@ -161,11 +162,13 @@ def _told(home, e):
 def writing(self:Tables):
     "Nobody else writes meanwhile; what is done inside stands as a whole, once the block ends well"
     with _transaction(self) as connection:
-        if connection is getattr(self._mine, "connection", None): yield; return
+        if connection is getattr(self._mine, "connection", None): yield; return # we are inside already
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(1000 * self.wait))}; "
                                    f"SELECT pg_advisory_xact_lock({_OURS}, {_lock_of(self)})")
         self._mine.connection = connection
-        try: yield
+        try:
+            yield
+            connection.exec_driver_sql("SELECT") # refused if something failed inside, though the caller caught it
         finally: self._mine.connection = None
 
 _OURS = zlib.crc32(b"tradenb") >> 1
@@ -192,19 +195,22 @@ def _type_of(column):
     kinds = {"f": "double precision", "i": "bigint", "b": "boolean", "M": "timestamp without time zone"}
     return kinds.get(column.dtype.kind, "text")
 
+# %% ../../nbs/data/postgres.ipynb #615c60aa
 def _columns(home, connection, table):
     "{column: type} of a table that is there, else nothing"
-    return dict(connection.exec_driver_sql(
+    found = connection.exec_driver_sql(
         "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = to_regclass(%s) "
-        "AND attnum > 0 AND NOT attisdropped ORDER BY attnum", (_name(home.schema, table),)).tuples().all())
+        "AND attnum > 0 AND NOT attisdropped ORDER BY attnum", (_name(home.schema, table),))
+    return {name: kind for name, kind in found}
 
 def _name(*parts): return ".".join('"' + p.replace('"', '""') + '"' for p in parts)
 
-# %% ../../nbs/data/postgres.ipynb #615c60aa
+# %% ../../nbs/data/postgres.ipynb #4778704c
 _BOOKS = {"notes": "name text PRIMARY KEY, note jsonb NOT NULL",
           "writes": "serial bigint, kind text, year int, rows bigint, first text, last text, columns jsonb, "
                     "at timestamptz DEFAULT now(), PRIMARY KEY (serial, kind, year)"}
 
+# %% ../../nbs/data/postgres.ipynb #111590be
 def _ready(home, connection, kind, rows):
     "The schema, our books, and a table with room for all columns of `rows`"
     there = connection.exec_driver_sql("SELECT 1 FROM pg_namespace WHERE nspname = %s", (home.schema,)).scalar()
@@ -227,9 +233,11 @@ def add(self:Tables,
     rows:pd.DataFrame,  # with a `session`, and the columns of `order`
     order:list[str],    # columns to sort by; rows that tie stay as they were written
 )->None:
-    "All of `rows`, or none of them, with what else is done inside this `writing()`"
+    "All of `rows`, or none of them; call it inside `writing()`"
+    if getattr(self._mine, "connection", None) is None:
+        raise ValueError("rows are added inside a block: with home.writing(): home.add(...)")
     if kind in _BOOKS: raise ValueError(f"a kind cannot be called {kind}, which is a table of the home's own")
-    with self.writing(), _transaction(self) as connection:
+    with _transaction(self) as connection:
         _ready(self, connection, kind, rows)
         _copy(connection, _name(self.schema, kind), rows.sort_values(order, kind="stable"))
         serial = self.manifest()["serial"] + 1
@@ -248,6 +256,7 @@ def _copy(connection, table, rows):
           cursor.copy(f"COPY {table} ({', '.join(map(_name, rows))}) FROM STDIN (FORMAT csv, HEADER)") as copy):
         copy.write(text.getbuffer())
 
+# %% ../../nbs/data/postgres.ipynb #3c8b3296
 def _arrow(column):
     kind = _type_of(column)
     if kind == "text": return pa.array(column.astype("str"), pa.string(), from_pandas=True)
@@ -267,7 +276,8 @@ def read(self:Tables,
         first, last = f"{start or pd.Timestamp.min:%Y-%m-%d}", f"{end or pd.Timestamp.max:%Y-%m-%d}"
         near = [f for f in writes if f["first"] <= last and f["last"] >= first] or writes[:1]
         want = list(dict.fromkeys(c for f in near for c in f["columns"]))
-        types = {c: _TYPES[t] for c, t in _columns(self, connection, kind).items() if c in want}
+        have = _columns(self, connection, kind)
+        types = {c: _TYPES[have[c]] for c in want}
         text = _copied(connection, f"SELECT row_id, {', '.join(map(_name, types))} FROM {_name(self.schema, kind)} "
                                    f"WHERE session BETWEEN '{first}' AND '{last}'")
     return _in_order(_parsed(text, types))
@@ -293,6 +303,7 @@ def _parsed(text, types):
                              quoted_strings_can_be_null=False, true_values=["t"], false_values=["f"])
     return csv.read_csv(text, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=how)
 
+# %% ../../nbs/data/postgres.ipynb #f57674c5
 def _in_order(table):
     count, year = np.asarray(table["row_id"]), np.asarray(table["session"]).astype("datetime64[Y]")
     table = table.drop_columns("row_id").unify_dictionaries().combine_chunks()
@@ -306,12 +317,14 @@ def _note(home, name):
         notes = _name(home.schema, "notes")
         return connection.exec_driver_sql(f"SELECT note FROM {notes} WHERE name = %s", (name,)).scalar() or {}
 
+# %% ../../nbs/data/postgres.ipynb #90e6912c
 def _write_note(home, name, note):
     with home.writing(), _transaction(home) as connection:
         _ready(home, connection, None, None)
         connection.exec_driver_sql(f"INSERT INTO {_name(home.schema, 'notes')} VALUES (%s, %s) "
                                    "ON CONFLICT (name) DO UPDATE SET note = excluded.note", (name, json.dumps(note)))
 
+# %% ../../nbs/data/postgres.ipynb #8fe499bd
 def _manifest(home):
     with _transaction(home) as connection:
         if not _columns(home, connection, "writes"): return dict(serial=0, files=[])

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from ..core.calendar import last_closed
-from .kinds import COLUMNS, MISSING, TEXT, columns_of, tidy
+from .kinds import COLUMNS, KINDS, MISSING, TEXT, columns_of, tidy
 from .market import bars as market_bars
 from .market import vix
 
@@ -32,6 +32,7 @@ class Source:
     read:Callable     # (symbols, start, end, kind, [wire,] **settings) -> rows, or parts of them as they come
     kinds:tuple       # of "bars", "minutes", "chain", "macro"
     vendor:Any=None   # data.wire.Vendor, for those who are on the network
+    open_interest:str="previous" # of a chain: what the figure in a row of t counts, see data.interest
 
     @property
     def settings(self)->dict: # name to parameter
@@ -59,9 +60,10 @@ def source(
     name:str,    # as callers write it
     *kinds:str,  # what it offers
     vendor=None, # data.wire.Vendor, for one on the network: the function then gets a wire, and yields parts
+    open_interest:str="previous", # a chain's figure counts the close before; "same_session": its own
 )->Callable:
     "Writes a function into the register of sources"
-    def register(read): SOURCES[name] = Source(read, kinds, vendor); return read
+    def register(read): SOURCES[name] = Source(read, kinds, vendor, open_interest); return read
     return register
 
 # %% ../../nbs/data/providers.ipynb #af01f2f3
@@ -221,16 +223,23 @@ def _read(of, symbols, start, end, kind, at, keep, calls, settings):
     last = min(end or last_closed(at), last_closed(at))
     with Wire(of.vendor, keep=keep, **line) as wire:
         if "at" in of.settings: own = {"at": at} | own
-        for part in of.read(symbols, start, last, kind, wire, **own):
+        for part in _in_shape(of.read(symbols, start, last, kind, wire, **own), wire):
             if calls: calls(wire.calls)
             yield part
         if calls: calls(wire.calls)
+
+def _in_shape(answers, wire):
+    "The parts; a reply of a shape that its room never thought of is the vendor's error, in one line"
+    failed = None
+    try: yield from answers
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as e: failed = e
+    if failed: raise wire.error("malformed", f"a reply has another shape than is documented ({type(failed).__name__})")
 
 def _finished(frame, source, kind, start, end, at, settings):
     frame = tidy(frame, kind, f"source {source!r}") if len(frame) else _nothing(kind)
     if start is not None: frame = frame[frame.session >= start]
     if end is not None: frame = frame[frame.session <= end]
-    frame = frame.sort_values([*frame.columns[:2]], kind="stable", ignore_index=True)
+    frame = frame.sort_values([*KINDS[kind].key], kind="stable", ignore_index=True)
     vendor = f"{source}:{Path(settings['path']).resolve().name.split('.')[0]}" if "path" in settings else source
     return _signed(frame, vendor, at)
 
@@ -252,7 +261,7 @@ def fetch(
     if failed: raise ValueError(failures(failed))
     whole = [w for w in whole if len(w)] or whole[:1] or [_signed(_nothing(kind), source, pd.Timestamp.now("UTC"))]
     frame = pd.concat(whole, ignore_index=True) if len(whole) > 1 else whole[0]
-    return frame.sort_values([*frame.columns[:2]], kind="stable", ignore_index=True)
+    return frame.sort_values([*KINDS[kind].key], kind="stable", ignore_index=True)
 
 def failures(
     failed:dict, # name to error

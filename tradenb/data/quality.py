@@ -26,11 +26,12 @@ from tradenb.data.checks import (
     finding,
     grid_of,
     holes,
-    jumps,
     listed,
     trailing,
     untraded,
 )
+from .jumps import jumps
+from .peers import paces_of, shifted, twins
 from .quotes import chain_findings, minute_findings
 
 # %% ../../nbs/data/quality.ipynb #cf306bea
@@ -62,6 +63,7 @@ def _by_symbol(grid, limits, kind, slow):
             mend = check.cure.format(fetch=again([str(grid.names[j])], days))
             yield finding(name, red[j], grid.names[j], n[j], days, told, mend)
 
+# %% ../../nbs/data/quality.ipynb #5cc721b8
 _DAILY = ("missing sessions", "common gap", "stale tail") # what cannot be asked of a monthly series
 
 # %% ../../nbs/data/quality.ipynb #b577287c
@@ -91,13 +93,14 @@ def _slipped(shut, days):
             return f"; all stamps seem a day {'late' if k < 0 else 'early'}"
     return ""
 
+# %% ../../nbs/data/quality.ipynb #0da916ee
 def _holidays(lost):
     "Are the lost days those on which banks close and the exchange does not?"
     from pandas.tseries.holiday import USFederalHolidayCalendar
     banks = lost.isin(USFederalHolidayCalendar().holidays(lost[0], lost[-1]))
     return f"; {banks.sum()} of them are bank holidays: another calendar" if banks.any() else ""
 
-# %% ../../nbs/data/quality.ipynb #0da916ee
+# %% ../../nbs/data/quality.ipynb #af052920
 def _survivors(grid, days, alive, least):
     years = (days[-1] - days[0]).days / 365.25
     if years < least or len(alive) < 5 or not alive.all(): return
@@ -106,6 +109,7 @@ def _survivors(grid, days, alive, least):
     yield finding("survivor bias", False, "*", len(alive), days, told,
                   "results are too good by an unknown amount; take the members of the time, with those who left")
 
+# %% ../../nbs/data/quality.ipynb #da71914d
 def _unfinished(flat):
     "Rows that were fetched before their session closed"
     if "fetched_at" not in flat: return
@@ -131,66 +135,6 @@ def _twice(frame):
         yield finding("duplicates", apart > 0, symbol, extra, rows["session"], said,
                       "store.append keeps those that agree once")
 
-# %% ../../nbs/data/quality.ipynb #15e36273
-def _twins(grid, block=20, least=3):
-    "Names whose returns are those of another name"
-    moves = _returns(grid)
-    same:dict = {}
-    for first in range(0, len(moves) - block + 1, block):
-        part = moves[first:first + block]
-        use = np.flatnonzero(np.isfinite(part).all(axis=0) & ((part != 0).sum(axis=0) > block // 2))
-        use = use[np.argsort(part[:, use].sum(axis=0), kind="stable")] # twins are neighbours now
-        near = np.abs(np.diff(part[:, use], axis=1)).max(axis=0) < 1e-5
-        for pair in zip(use[:-1][near], use[1:][near], strict=True): same.setdefault(tuple(sorted(pair)), []).append(first)
-    for (i, j), at in same.items():
-        if len(at) < least: continue
-        days = grid.days[[at[0], at[-1] + block - 1]]
-        for a, b in ((i, j), (j, i)):
-            yield finding("twin", False, grid.names[a], len(at) * block, days,
-                          f"the same returns as {grid.names[b]} in {len(at) * block} sessions",
-                          "one company twice, or one filled up with the other? keep one")
-
-def _returns(grid):
-    with np.errstate(all="ignore"): return np.log(grid["adj_close"] / before(grid["adj_close"]))
-
-# %% ../../nbs/data/quality.ipynb #75a7e9a6
-def _shifted(grid, least=60):
-    "Names that follow the market of another session"
-    moves = _returns(grid)
-    if moves.shape[1] < 10 or len(moves) < least: return
-    clipped = np.clip(np.nan_to_num(moves), -.1, .1) # a day of news is not the market's
-    market = clipped.sum(axis=1) / np.maximum(np.isfinite(moves).sum(axis=1), 1)
-    now, *other = (_correlations(clipped, np.roll(market, k), np.isfinite(moves)) for k in (0, 1, -1))
-    for k, at in zip((1, -1), other, strict=True):
-        for j in np.flatnonzero((at > .3) & (np.abs(now) < at / 3) & (np.isfinite(moves).sum(axis=0) >= least)):
-            yield finding("shifted dates", True, grid.names[j], grid.here[:, j].sum(), grid.days[grid.here[:, j]],
-                          f"moves with the market of the session {'before' if k == 1 else 'after'} "
-                          f"({at[j]:.2f}), not of its own ({now[j]:.2f})",
-                          "another zone or another exchange's dates? move them")
-
-def _correlations(moves, market, there):
-    n = np.maximum(there.sum(axis=0), 1)
-    x = np.where(there, moves - moves.sum(axis=0) / n, 0)
-    y = np.where(there, market[:, None] - market.mean(), 0)
-    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    return (x * y).sum(axis=0) / np.where(scale > 0, scale, np.inf)
-
-# %% ../../nbs/data/quality.ipynb #470fab2e
-def _paces(flat):
-    "Name to daily, weekly, monthly, quarterly or irregular"
-    rows = flat[["symbol", "session"]].drop_duplicates().sort_values(["symbol", "session"])
-    codes, names = pd.factorize(rows["symbol"])
-    gap = np.diff(rows["session"].to_numpy()).astype("timedelta64[D]").astype(int)
-    gaps = pd.Series(gap[np.diff(codes) == 0], codes[1:][np.diff(codes) == 0], dtype=float)
-    middle = gaps.groupby(level=0).median()
-    slow = middle.index[(middle > 4.5) & (gaps.groupby(level=0).size() >= 3)]
-    return dict.fromkeys(names, "daily") | {names[j]: _pace(gaps.loc[[j]].to_numpy()) for j in slow}
-
-def _pace(gaps):
-    for word, low, high in (("weekly", 6, 8), ("monthly", 28, 33), ("quarterly", 88, 93)):
-        if ((gaps >= low) & (gaps <= high)).mean() > .8: return word
-    return "irregular"
-
 # %% ../../nbs/data/quality.ipynb #0639c5b2
 def _slow(flat, paces, kind, limits):
     "Findings of names whose rows come less often than daily"
@@ -204,7 +148,8 @@ def _slow(flat, paces, kind, limits):
                           "carry the last one forward")
         elif pace != "weekly" and (day.dt.day < 4).mean() > .8 and (rows.get("known_at", day) == day).all():
             yield finding("known too early", False, symbol, len(rows), day,
-                          f"{pace} figures, known on the first day of the time they are of", "give known_at, the day of release")
+                          f"{pace} figures, known on the first day of the time they are of",
+                          "give known_at, the day of release")
     days = pd.DatetimeIndex(flat["session"].unique()).sort_values()
     yield from _by_symbol(grid_of(flat, days), limits, kind, slow=True)
 
@@ -256,28 +201,29 @@ def audit(
 # %% ../../nbs/data/quality.ipynb #e3508c80
 def _prices(flat, first, last, limits, kind="bars"):
     "Findings of a table with one row a session and name"
-    paces, on = _paces(flat), "values" if kind == "macro" else "bars"
+    paces, on = paces_of(flat), "values" if kind == "macro" else "bars"
     slow = flat["symbol"].isin([name for name, pace in paces.items() if pace != "daily"])
     if slow.any(): yield from _slow(flat[slow], paces, on, limits)
     yield from _twice(flat)
     flat = flat[~slow]
     if old := int((flat["session"] < START).sum()):
         yield finding("before the calendar", False, "*", old, flat["session"],
-                      f"{old} rows are older than the calendar ({START:%Y-%m-%d}) and were not looked at", "cut them off")
+                      f"{old} rows are older than the calendar ({START:%Y-%m-%d}), not looked at", "cut them off")
         flat = flat[flat["session"] >= START]
     if flat.empty: return
     days = sessions(max(first, START), last)
     grid = grid_of(flat, days)
     shut = pd.DatetimeIndex(flat.loc[~flat["session"].isin(days), "session"])
     yield from _whole(grid, shut, limits, kind == "macro")
-    if kind == "bars": yield from (*_unfinished(flat), *_twins(grid), *_shifted(grid))
+    if kind == "bars": yield from (*_unfinished(flat), *twins(grid), *shifted(grid))
     yield from _by_symbol(grid, limits, on, slow=False)
 
-def _macro(*of): return _prices(*of, kind="macro")
+# %% ../../nbs/data/quality.ipynb #c9c9918a
+def _macro(flat, first, last, limits): return _prices(flat, first, last, limits, "macro")
 
 _READ = {"bars": _prices, "macro": _macro, "minutes": minute_findings, "chain": chain_findings}
 
-# %% ../../nbs/data/quality.ipynb #c9c9918a
+# %% ../../nbs/data/quality.ipynb #749794f0
 _KEYS = {"minutes": ("session", "symbol", "time", "close"),
          "chain": ("session", "symbol", "expiry", "strike", "right", "bid", "ask")}
 
@@ -286,6 +232,7 @@ def _kind(frame):
     if {"strike", "time"} & have: return "chain" if "strike" in have else "minutes"
     return "macro" if "value" in have and "close" not in have else "bars"
 
+# %% ../../nbs/data/quality.ipynb #f744c78c
 def _flat(frame, kind="bars"):
     if frame.index.names != [None]: frame = frame.reset_index()
     if kind == "chain" and "underlying" in frame: frame = frame.rename(columns={"underlying": "symbol"})
@@ -298,9 +245,10 @@ def _flat(frame, kind="bars"):
     if not dates: raise ValueError(f"session holds {day.iloc[0]} ({day.dtype}), no date; providers.tidy reads it")
     return frame
 
-# %% ../../nbs/data/quality.ipynb #749794f0
+# %% ../../nbs/data/quality.ipynb #f2886725
 _OF_ALL = ("common gap",) # RED of several names that is the feed's, so the table's
 
+# %% ../../nbs/data/quality.ipynb #5bf068a3
 def _judged(found, flat, first, last, limits, kind):
     of = pd.DataFrame(found, columns=["check", "status", "symbol", "count", "first", "last", "said", "cure"])
     rank = pd.DataFrame({"status": of["status"] != "RED", "whole": of["symbol"] != "*", "count": -of["count"]})
@@ -321,12 +269,15 @@ def raise_if_red(self:Audit)->None:
     "Nothing, or a QualityError that says what to backfill"
     if self.status != "RED": return
     red = self.findings[self.findings["status"] == "RED"]
+    feed = red[(red["symbol"] == "*") | red["check"].isin(_OF_ALL)]
+    red = feed if len(feed) else red # where the feed is to blame, names that are RED on their own do not stop anybody
     told = [f"{check}: {_few(of['symbol'])} ({of['said'].iloc[0]})" for check, of in red.groupby("check", sort=False)]
-    all_of_it = (red["symbol"] == "*").any()
-    names = None if all_of_it else self.quarantined if len(self.quarantined) < 9 else "audit.quarantined"
+    names = sorted(red["symbol"].unique())
+    of = None if "*" in names else names if len(names) < 9 else "audit.quarantined"
     raise QualityError(f"{self.summary()}. {'; '.join(told)}. Backfill with "
-                       f"{again(names, [red['first'].min(), red['last'].max()])} and audit again; see audit.findings")
+                       f"{again(of, [red['first'].min(), red['last'].max()])} and audit again; see audit.findings")
 
+# %% ../../nbs/data/quality.ipynb #dc339fe1
 def _few(names): return ", ".join(names[:8]) + " ..." * (len(names) > 8)
 
 # %% ../../nbs/data/quality.ipynb #1f466244

@@ -6,8 +6,6 @@
 __all__ = ['MINUTES', 'CHAIN', 'minute_findings', 'chain_findings']
 
 # %% ../../nbs/data/quotes.ipynb #9edc6c90
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
@@ -174,6 +172,7 @@ def _holiday(rows):
     odd = [d for d in days if not len(sessions(d, d)) and not _old_saturday(d)]
     return rows["expiry"].isin(odd)
 
+# %% ../../nbs/data/quotes.ipynb #b4608ff1
 def _old_saturday(day):
     "Until February 2015 monthly options expired on the Saturday after the third Friday"
     return day.weekday() == 5 and 16 <= day.day <= 22 and day < pd.Timestamp("2015-02-01")
@@ -296,5 +295,6 @@ def chain_findings(
     for (check, symbol), of in days.groupby(["check", "symbol"]):
         yield _days_found(check, True, symbol, of, _OLD[check])
     for symbol, n, said in _interest(pairs):
-        yield finding("open interest of the same session", True, symbol, n, rows.loc[rows["symbol"] == symbol, "session"], said,
+        of = rows.loc[rows["symbol"] == symbol, "session"]
+        yield finding("open interest of the same session", True, symbol, n, of, said,
                       "it is published the next morning: append with open_interest='same_session'")

@@ -227,7 +227,7 @@ def _drop(handler, reply, before, how): _cut(handler)
 @_fault("truncated")
 def _truncated(handler, reply, before, how):
     status, headers, body = reply
-    _send(handler, status, headers, body[:len(body) // 2])
+    _send(handler, status, headers, body[:how.get("at", len(body) // 2)])
 
 @_fault("wrong types")
 def _wrong(handler, reply, before, how):

@@ -30,7 +30,7 @@ _PAGE = 100_000
 
 def _observations(wire, name, start, end, since, until):
     "Rows (session, value, known_at) of one series, shown at FRED between the days `since` and `until`"
-    told, asked = [], dict(series_id=name, file_type="json", observation_end=f"{end:%Y-%m-%d}", limit=_PAGE,
+    told, asked = list[dict](), dict(series_id=name, file_type="json", observation_end=f"{end:%Y-%m-%d}", limit=_PAGE,
                            realtime_start=since, realtime_end=until, api_key=wire.key())
     if start is not None: asked["observation_start"] = f"{start:%Y-%m-%d}"
     while True:
@@ -68,7 +68,7 @@ def _windows(start, now):
 
 # %% ../../nbs/data/series.ipynb #3be3d3fc
 def _released(wire, name, start, end, now):
-    found, force = [], {} # force: session to the value that stood there when the last window closed
+    found, force = [], dict[pd.Timestamp, float]() # force: session to what stood there as the last window closed
     for since, until in _windows(start, now):
         try: rows = _observations(wire, name, start, end, since, until)
         except VendorError as e:
@@ -118,7 +118,7 @@ def _cboe(symbols, start, end, kind, wire, *, lag=0):
     if not isinstance(lag, int) or lag < 0: raise ValueError(f"lag={lag!r}; it is a number of days, 0 or more")
     for name in INDICES if symbols is None else symbols:
         with wire.asking(f"index {name}"):
-            try: rows = _index(wire.get_text(f"{_FILES}/{_plain(name, wire)}_History.csv"), name, wire)
+            try: rows = _index(wire.get_text(f"{_FILES}/{_plain(name, wire)}_History.csv"), name, end, wire)
             except VendorError as e:
                 if e.what not in ("unknown", "plan", "malformed"): raise
                 yield [name], e
@@ -129,7 +129,7 @@ def _plain(name, wire):
     raise wire.error("unknown", f"{name!r} is no index's name; there are {', '.join(INDICES)} and others")
 
 # %% ../../nbs/data/series.ipynb #4b48db3d
-def _index(text, name, wire):
+def _index(text, name, end, wire):
     head, *rows = [row for row in csv.reader(io.StringIO(text.removeprefix("\ufeff"))) if row]
     names = [h.strip().upper() for h in head]
     at = next((names.index(c) for c in ("CLOSE", name) if c in names), None)
@@ -141,5 +141,8 @@ def _index(text, name, wire):
     value = pd.to_numeric(pd.Series([r[at] for r in rows], dtype=str), errors="coerce")
     if (bad := (day.isna() | value.isna()).to_numpy()).any():
         raise wire.error("malformed", f"the row {','.join(rows[int(bad.argmax())])[:60]!r} is no date and number")
+    cut = len({len(r[at].partition(".")[2]) for r in rows[-2:]}) > 1 # is the last number shorter than the one before?
+    if not text.endswith("\n") and (cut or day.max() < end):
+        raise wire.error("malformed", f"the file breaks off: {text[-40:]!r}")
     try: return once(pd.DataFrame({"session": day.astype("datetime64[us]"), "value": value}), ["session"])
     except ValueError as e: raise wire.error("malformed", str(e)) from None

@@ -167,14 +167,13 @@ def _among(column, names):
 def _standing(table, of):
     "The versions in force, as a panel where (session, symbol) is the key"
     rows, values, codes = in_force(table, of)
-    flat = len(of.key) > 2
+    flat, whole = len(of.key) > 2, isinstance(rows, slice)
     told = table.drop_columns([c for c in table.column_names if c == "gone" or c in of.key and not flat])
-    if not np.array_equal(rows, np.arange(len(table))): told = told.take(rows)
-    frame = plain(told).to_pandas()
+    frame = plain(told if whole else told.take(rows)).to_pandas()
     if flat: return frame[[*(c for c in of.columns if c in frame), *PROVENANCE]]
     levels = [pd.DatetimeIndex(values[0]), pd.Index(values[1], dtype="str")]
     index = pd.MultiIndex(levels=levels, codes=[c[rows] for c in codes], names=of.key, verify_integrity=False)
-    return frame.set_axis(index if len(rows) == len(table) else index.remove_unused_levels())
+    return frame.set_axis(index if whole else index.remove_unused_levels())
 
 # %% ../../nbs/data/store.ipynb #159c13f1
 def _names(symbols):
@@ -217,10 +216,10 @@ def retract(self:Store,
     if isinstance(keys, pd.DataFrame): keys = keys.reset_index(drop=keys.index.names == [None])[[*of.key]]
     keys = pd.DataFrame(keys if isinstance(keys, pd.DataFrame) else list(keys), columns=[*of.key])
     days = pd.to_datetime(keys["session"]).astype("datetime64[us]")
+    if self.home.read(kind, days.min(), days.max()) is None:
+        raise ValueError(f"the store {self.root} has no {kind}; there is nothing to withdraw")
     with self.home.writing():
-        old = self.home.read(kind, days.min(), days.max())
-        if old is None: raise ValueError(f"the store {self.root} has no {kind}; there is nothing to withdraw")
-        rows = _withdrawn(plain(old).to_pandas(), keys, of, vendor)
+        rows = _withdrawn(plain(self.home.read(kind, days.min(), days.max())).to_pandas(), keys, of, vendor)
         known = rows["known_at"].clip(lower=evening(at))
         return _add(self.home, kind, rows.assign(known_at=known, fetched_at=at, gone=True))
 
@@ -279,7 +278,8 @@ def fingerprint(
     for name in sorted(flat.columns.drop("fetched_at", errors="ignore")):
         values = flat[name]
         if pd.api.types.is_numeric_dtype(values): data = values.to_numpy(np.float64, na_value=np.nan) + 0. # -0 is 0
-        elif pd.api.types.is_datetime64_any_dtype(values): data = values.to_numpy().astype("datetime64[us]")
+        elif pd.api.types.is_datetime64_any_dtype(values):
+            data = (values.dt.tz_convert(None) if values.dt.tz else values).to_numpy().astype("datetime64[us]")
         else:
             data, words = pd.factorize(values, sort=True)
             told.update("\0".join(map(str, words)).encode())

@@ -86,8 +86,9 @@ def _reach(
 # %% ../../nbs/data/update.ipynb #dfb8a3a8
 class _Basket:
     "Parts on their way into the store"
-    def __init__(self, store, kind, key, stamp, remember):
+    def __init__(self, store, kind, key, stamp, remember, figure="previous"):
         self.store, self.kind, self.key, self.stamp, self.remember = store, kind, key, stamp, remember
+        self.figure = figure # what a chain's open interest counts
         self.held, self.seen, self.rows, self.written, self.since = [], {}, 0, 0, time.monotonic()
 
     def put(self, names, frame, span):
@@ -98,7 +99,8 @@ class _Basket:
 
     def empty(self):
         rows = [f for f in self.held if len(f)]
-        if rows: self.written += self.store.append(self.kind, pd.concat(rows) if len(rows) > 1 else rows[0])
+        told = dict(open_interest=self.figure) if self.kind == "chain" else {}
+        if rows: self.written += self.store.append(self.kind, pd.concat(rows) if len(rows) > 1 else rows[0], **told)
         self.held, self.rows, self.since = [], 0, time.monotonic()
         for span, names in self.seen.items():
             self.remember({n: (span[0], t.date()) for n, t in names.items() if t is not None and span[0] <= t.date()})
@@ -132,7 +134,8 @@ def update(
     key = json.dumps([source, kind, own_settings(source, settings)], sort_keys=True, default=str)
     stamp = _stamp(settings)
     gaps = _gaps({} if again else _memory(store, key, stamp), names, want)
-    basket = _Basket(store, kind, key, stamp, lambda covered: _remember(store, key, stamp, covered))
+    def remember(covered): _remember(store, key, stamp, covered)
+    basket = _Basket(store, kind, key, stamp, remember, found(source).open_interest)
     failed:dict = {}
     todo = sum(len(of or [0]) for of in gaps.values())
     with tqdm(total=todo, desc=f"{source} {kind}", unit="name", disable=not progress or todo < 2) as bar:

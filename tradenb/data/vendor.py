@@ -46,6 +46,8 @@ CURES = { # `what` to the cure
     "unknown": "check the symbol and the span",
     "empty": "check the symbol and the span"}
 
+_NO_KEY = "no key is known for it; ask again later, or ask another source"
+
 # %% ../../nbs/data/vendor.ipynb #3aae5595
 class VendorError(ValueError):
     "What a vendor did not deliver, why, and the cure; without any key"
@@ -58,8 +60,8 @@ class VendorError(ValueError):
     ):
         of = vendor if isinstance(vendor, Vendor) else Vendor(vendor, "")
         if what not in CURES: raise ValueError(f"{what!r} is no word for it; there are {', '.join(CURES)}")
-        keys, plan = " and ".join(of.keys) or "the environment", of.plan and f" ({of.plan})"
-        cure = cure or CURES[what].format(keys=keys, base=of.address_env, plan=plan)
+        told = dict(keys=" and ".join(of.keys), base=of.address_env, plan=of.plan and f" ({of.plan})")
+        cure = cure or (CURES[what] if of.keys or what != "key" else _NO_KEY).format(**told)
         super().__init__(of.name, what, said, asked, cure)
         self.vendor, self.what, self.said, self.asked, self.cure = of.name, what, said, asked, cure
         self.pause:float|None = None # seconds that the vendor asks us to wait

@@ -35,7 +35,9 @@ def folded(
         if size * n >= 2**62: # too long for one number: only the values that occur are counted
             found, out = np.unique(out, return_inverse=True)
             size = len(found)
-        out, size = out * n + code, size * n
+        out *= n # in place: there may be millions
+        out += code
+        size *= n
     return out
 
 # %% ../../nbs/data/versions.ipynb #8f9046af
@@ -43,10 +45,13 @@ def coded(
     column:pa.ChunkedArray, # any values, none missing; texts may be dictionaries
 )->tuple:                   # sorted values that occur, each row's place among them
     "A column as values and places"
-    told = column.combine_chunks()
-    if isinstance(told, pa.ChunkedArray): told = pa.concat_arrays(told.chunks)
-    if not pa.types.is_dictionary(told.type): told = told.dictionary_encode()
-    values, at = told.dictionary.to_numpy(zero_copy_only=False), told.indices.to_numpy()
+    if not pa.types.is_dictionary(column.type):
+        told = np.asarray(column)
+        starts = np.flatnonzero(np.append(True, told[1:] != told[:-1])) if len(told) else np.arange(0) # of runs
+        values, runs = np.unique(told[starts], return_inverse=True)
+        return values, np.repeat(runs, np.diff(starts, append=len(told)))
+    whole = column.unify_dictionaries().combine_chunks()
+    values, at = whole.dictionary.to_numpy(zero_copy_only=False), whole.indices.to_numpy()
     there = np.flatnonzero(np.bincount(at, minlength=len(values)))
     order = there[np.argsort(values[there])]
     place = np.zeros(len(values), np.int64)
@@ -127,14 +132,14 @@ def late(
 def in_force(
     table:pa.Table, # versions that may be seen, oldest write first
     of:Kind,        # whose key counts
-)->tuple:           # positions in the order of the key; the sorted values and the places of each key column
+)->tuple:           # positions in the order of the key, a slice if all; the sorted values and the places of each key column
     "Which rows stand"
     values, codes = zip(*(coded(table[c]) for c in of.key), strict=True)
-    key, rows = folded(list(codes), [len(v) for v in values]), np.arange(len(table))
-    left = "gone" in table.column_names and np.asarray(table["gone"].fill_null(False))
-    if (left is False or not left.any()) and (np.diff(key) > 0).all(): return rows, values, codes # never corrected
-    known = np.asarray(table["known_at"])
-    if left is not False and left.any(): # each vendor for itself first
+    key = folded(list(codes), [len(v) for v in values])
+    left = np.asarray(table["gone"].fill_null(False)) if "gone" in table.column_names else np.zeros(1, bool)
+    if not left.any() and (key[1:] > key[:-1]).all(): return slice(None), values, codes # sorted and never corrected
+    known, rows = np.asarray(table["known_at"]), np.arange(len(table))
+    if left.any(): # each vendor for itself first
         vendors, whose = coded(table["vendor"])
         rows = _last(folded([key, whose], [key.max() + 1, len(vendors)]), known, rows)
         rows = np.sort(rows[~left[rows]])

@@ -140,7 +140,7 @@ def hide(self:Wire,
     value:str, # such as the token of a session
 )->None:
     "From now on, nothing that is said or kept holds `value`"
-    if len(value) > 3: _HIDDEN.secrets.add(SecretStr(value))
+    if len(value) > 4: _HIDDEN.secrets.add(SecretStr(value))
 
 @patch
 def error(self:Wire,
@@ -194,7 +194,7 @@ def _broken(wire, e, begun):
     return "network", f"the reply broke off ({kind})" if begun else f"no connection to {host} ({kind})"
 
 # %% ../../nbs/data/wire.ipynb #6c3f5f23
-def _once(wire, sent, text):
+def _once(wire, sent, text, keep):
     "A good reply, or a VendorError"
     for _ in range(5):
         if _origin(sent.url) not in wire.origins:
@@ -204,7 +204,7 @@ def _once(wire, sent, text):
         wire.calls += 1
         response = _exchange(wire, sent)
         if isinstance(response, VendorError): return response
-        if not response.is_redirect: return _judged(wire, sent, response, text)
+        if not response.is_redirect: return _judged(wire, sent, response, text, keep)
         sent = _redirected(sent, response.headers["Location"])
         if sent is None: return wire.error("malformed", "it redirects to what is no address, or what was to be written")
     return wire.error("malformed", "it redirects in a circle")
@@ -220,17 +220,22 @@ def _redirected(sent, location):
     return there if sent.method in ("GET", "HEAD") else None
 
 # %% ../../nbs/data/wire.ipynb #53d8b36f
-def _judged(wire, sent, response, text):
+def _judged(wire, sent, response, text, keep):
     said, wrong = parsed(response.content, text)
-    if not text and not wrong: response.json = lambda **_: said
-    bad = verdict(wire.vendor, response.status_code, said, wrong)
-    if not bad:
-        response.encoding = "utf-8"
-        if wire.keep: wire.keep(*_kept(wire, sent, response))
-        return response
-    failed = wire.error(*bad)
-    failed.pause = pause(response.headers, failed.what)
-    return failed
+    if text and not wrong and not any(h in response.headers for h in _ENDS): wrong = "nothing says where the text ends"
+    if bad := verdict(wire.vendor, response.status_code, said, wrong):
+        what, why = bad
+        seconds = pause(response.headers, what)
+        if (seconds or 0) > wire.wait: why += f", and we are to wait {seconds:.0f} s, more than wait={wire.wait:g}"
+        failed = wire.error(what, why)
+        failed.pause = seconds
+        return failed
+    if not text: response.json = lambda **_: said
+    response.encoding = "utf-8"
+    if wire.keep and keep: wire.keep(*_kept(wire, sent, response))
+    return response
+
+_ENDS = ("Content-Length", "Transfer-Encoding", "Content-Encoding") # each of them tells a whole text from half of one
 
 # %% ../../nbs/data/wire.ipynb #766426cc
 AGAIN = ("limit", "network", "slow", "malformed") # words of VendorError; these may pass
@@ -270,14 +275,14 @@ def request(self:Wire, method, url, params=None, data=None, headers=None, cookie
 @patch
 def address(self:Wire, path): return path if re.match(r"[a-zA-Z][\w+.-]*:", path) else f"{self.base}/{path.lstrip('/')}"
 
-def _ask(wire, asked, text):
+def _ask(wire, asked, text, keep=True):
     "The reply; or the one place where a wire raises"
     outcome = None
     try:
         sent = wire.prepare_request(asked)
         sent.headers["Accept-Encoding"] = "gzip"
     except (requests.RequestException, ValueError) as e: outcome = wire.error("malformed", f"this cannot be asked: {e}")
-    outcome = outcome or _patient(wire, lambda: _once(wire, sent, text))
+    outcome = outcome or _patient(wire, lambda: _once(wire, sent, text, keep))
     if isinstance(outcome, VendorError): raise outcome
     return outcome
 
@@ -299,9 +304,7 @@ def get_text(self:Wire,
     secret:bool = False,      # the reply is a key itself: it is hidden, and not kept
 )->str:                       # no page of HTML
     "What the vendor says there, such as CSV"
-    keep, self.keep = self.keep, None if secret else self.keep
-    try: got = _ask(self, requests.Request("GET", self.address(url), headers, params=params), True)
-    finally: self.keep = keep
+    got = _ask(self, requests.Request("GET", self.address(url), headers, params=params), True, keep=not secret)
     said = parsed(got.content, text=True)[0]
     if secret: self.hide(said.strip())
     return said

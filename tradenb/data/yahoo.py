@@ -19,13 +19,14 @@ from .wire import Vendor, VendorError
 
 # %% ../../nbs/data/yahoo.ipynb #d6bcb033
 def _judge(status, body):
-    told = next((v["error"] for v in body.values() if isinstance(v, dict) and v.get("error")), None)
-    if told is None: return None
+    told = next((v["error"] for v in body.values() if isinstance(v, dict) and isinstance(v.get("error"), dict)), None)
+    if not told: return None
     said = f"{told.get('code', '')}: {told.get('description', '')}"
     if "doesn't exist for startDate" in said: return "empty", said
     if status == 404 or "Not Found" in said: return "unknown", said
-    return {401: "plan", 403: "plan", 429: "limit"}.get(status, "unknown"), said
+    return {401: "plan", 403: "plan", 429: "limit"}.get(status, "network" if status >= 500 else "unknown"), said
 
+# %% ../../nbs/data/yahoo.ipynb #c3de0a12
 YAHOO = Vendor("yfinance", "https://query2.finance.yahoo.com", rate=(100, 60.), judge=_judge,
                hosts=("https://fc.yahoo.com",), text=("/getcrumb$",),
                plan="no key, and no limit that is published; fewer calls a minute with rate=(30, 60)")
@@ -34,6 +35,7 @@ YAHOO = Vendor("yfinance", "https://query2.finance.yahoo.com", rate=(100, 60.), 
 _AGENT = {"User-Agent": "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) "
                         "Chrome/131.0.0.0 Safari/537.36"}
 
+# %% ../../nbs/data/yahoo.ipynb #590c0c00
 class _Chart:
     "What `PriceHistory` asks, over our wire"
     def __init__(self, wire, name, currency): self.wire, self.name, self.currency = wire, name, currency
@@ -50,9 +52,9 @@ class _Chart:
 # %% ../../nbs/data/yahoo.ipynb #4b1b5814
 def _whole(body, name, currency, wire):
     "The one result of a chart, if it is one"
-    result = (body.get("chart") or {}).get("result") if isinstance(body, dict) else None
+    result = _result(body, "chart")
     told = result[0] if isinstance(result, list) and len(result) == 1 and isinstance(result[0], dict) else {}
-    meta = told.get("meta") if isinstance(told.get("meta"), dict) else {}
+    meta = told["meta"] if isinstance(told.get("meta"), dict) else {}
     if not {"symbol", "currency", "instrumentType", "exchangeTimezoneName"} <= set(meta):
         raise wire.error("malformed", f"a chart is {str(body)[:80]}, without what it is about")
     if str(meta["symbol"]).upper() != name.upper(): raise wire.error("malformed", f"the chart is of {meta['symbol']}")
@@ -64,6 +66,10 @@ def _whole(body, name, currency, wire):
     return told
 
 # %% ../../nbs/data/yahoo.ipynb #8b493bac
+def _result(body, of):
+    of = body.get(of) if isinstance(body, dict) else None
+    return of.get("result") if isinstance(of, dict) else None
+
 def _columns(told):
     "Are the columns of a chart what they should be?"
     times, sets = told["timestamp"], told.get("indicators", {})
@@ -90,6 +96,7 @@ def _events(told, wire):
 
 _EVENTS = {"split": "float64", "dividend": "float64"}
 
+# %% ../../nbs/data/yahoo.ipynb #8c7b39d4
 def _days(stamps, zone):
     "The dates of stamps in seconds, where the exchange is"
     there = pd.to_datetime(np.array(stamps, "int64"), unit="s", utc=True).tz_convert(zone)
@@ -146,13 +153,14 @@ def _listed(wire, names, crumb):
     "Quotes of at most `_MANY` names"
     asked = dict(symbols=",".join(names), fields=",".join([*_QUOTE, "regularMarketTime", "currency"]), crumb=crumb)
     body = wire.get_json("/v7/finance/quote", asked, headers=_AGENT)
-    rows = (body.get("quoteResponse") or {}).get("result") if isinstance(body, dict) else None
+    rows = _result(body, "quoteResponse")
     if not isinstance(rows, list) or not all(isinstance(r, dict) and r.get("symbol") in names for r in rows):
         raise wire.error("malformed", f"a list of quotes is {str(body)[:80]}")
     if not all(isinstance(r.get("regularMarketTime"), int) for r in rows):
         raise wire.error("malformed", "a quote without its time")
     return rows
 
+# %% ../../nbs/data/yahoo.ipynb #aed88ebe
 def _quotes(wire, symbols, end, currency):
     "Bars of the session `end`, of all names that traded in it"
     named, crumb = {theirs(s): s for s in symbols}, _crumb(wire)
@@ -169,8 +177,7 @@ def _quotes(wire, symbols, end, currency):
 def _yahoo(symbols, start, end, kind, wire, *, at=None, bulk=False, currency="USD"):
     if symbols is None: raise ValueError("yfinance has no list of all names; say which: symbols=['AAPL', ...]")
     start = pd.Timestamp("1962-01-02") if start is None else start
-    now = pd.Timestamp.now("UTC") if at is None else at
-    today = max(end, now.tz_convert(_NY).tz_localize(None).normalize())
+    today = max(end, (at or pd.Timestamp.now("UTC")).tz_convert(_NY).tz_localize(None).normalize())
     if bulk:
         if start != end: raise ValueError(f"bulk=True is for one session, not from {start:%Y-%m-%d}; leave it out")
         with wire.asking(f"quotes of {end:%Y-%m-%d}"): yield symbols, _quotes(wire, symbols, end, currency)

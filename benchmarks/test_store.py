@@ -1,0 +1,100 @@
+"The store against pandas on one Parquet file with the same rows, in the same run, the same answer first; append; memory"
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tradenb.core.panel import wide
+from tradenb.data.store import Store
+
+COLUMNS = ["open", "high", "low", "close", "volume"]
+END = pd.Timestamp("2200-01-01")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, panel503):
+    "The rows in a store, which fetched them a year at a time, and in one file as pandas writes it"
+    folder = tmp_path_factory.mktemp("kept")
+    flat, store = panel503.reset_index(), Store(folder/"store")
+    for year, rows in flat.groupby(flat["session"].dt.year):
+        store.append("bars", rows, "real", pd.Timestamp(f"{year + 1}-06-03 22:00Z"))
+    flat.to_parquet(folder/"flat.parquet")
+    return folder
+
+
+def by_pandas(folder):
+    flat = pd.read_parquet(folder/"flat.parquet")
+    return [flat.pivot(index="session", columns="symbol", values=c) for c in COLUMNS]
+
+
+def by_store(folder, store=None):
+    panel = (store or Store(folder/"store")).as_of("bars", END)
+    return [wide(panel, c) for c in COLUMNS]
+
+
+def seconds(f, *args):
+    start = perf_counter()
+    f(*args)
+    return perf_counter() - start
+
+
+def peak(folder, what):
+    "Megabytes that a process needs beyond its imports, at most"
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import pathlib, pyarrow.parquet, pandas as pd
+from test_store import by_pandas, by_store
+folder = pathlib.Path({str(folder)!r})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = {what}(folder)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_as_of_into_matrices(benchmark, kept, panel503):
+    store = Store(kept/"store")
+    for ours, theirs in zip(by_store(kept, store), by_pandas(kept), strict=True):
+        np.testing.assert_array_equal(ours.to_numpy(), theirs.to_numpy())
+        assert ours.index.equals(theirs.index) and ours.columns.equals(theirs.columns)
+    pairs = [(seconds(by_pandas, kept), seconds(by_store, kept, store), seconds(by_store, kept)) for _ in range(7)]
+    benchmark.pedantic(by_store, (kept, store), rounds=5)
+    peer, mine, first = (min(times) for times in zip(*pairs, strict=True))
+    panel = store.as_of("bars", END)
+    print(f"\nas_of and five matrices of {panel503.attrs['said']}: {mine * 1e3:.0f} ms, pandas read_parquet and five pivots "
+          f"{peer * 1e3:.0f} ms, {peer / mine:.1f} times as fast ({peer / first:.1f} where the store was just opened, and checks its files)")
+    print(f"peak memory {peak(kept, 'by_store'):.0f} MB, pandas {peak(kept, 'by_pandas'):.0f} MB; the panel itself has "
+          f"{panel.memory_usage(deep=True).sum() / 1e6:.0f} MB, the store {sum(f.stat().st_size for f in kept.rglob('*/bars/*/*')) / 1e6:.0f} MB, "
+          f"pandas' file {(kept/'flat.parquet').stat().st_size / 1e6:.0f} MB")
+    assert peer / mine >= 5
+
+
+def test_append_of_one_session(benchmark, kept, panel503):
+    store, last = Store(kept/"store"), panel503.index.levels[0][-1]
+    of = panel503.loc[[last]].reset_index()
+    days = iter(pd.bdate_range(last, periods=60)[1:])
+
+    def tonight():
+        day = next(days)
+        store.append("bars", of.assign(session=day), "real", pd.Timestamp(f"{day:%Y-%m-%d} 22:00Z"))
+
+    times = []
+    for _ in range(40): times.append(seconds(tonight))  # more than a year's 31 small files: one append merges them
+    benchmark.pedantic(tonight, rounds=10)
+    print(f"\nappend of one session of {len(of)} names to {panel503.attrs['said']}: {np.median(times) * 1e3:.0f} ms, "
+          f"the slowest of 40 (which merges the small files) {max(times) * 1e3:.0f} ms")
+    assert np.median(times) < 0.2
+
+
+@pytest.mark.parametrize("when", ["a session in the past", "corrected"])
+def test_as_of(benchmark, kept, panel503, when):
+    store, days = Store(kept/"store"), panel503.index.levels[0]
+    if when == "corrected":
+        some = panel503.sample(5000, random_state=0).reset_index()
+        store.append("bars", some.assign(close=some["close"] + 1), "real", pd.Timestamp("2026-06-03 22:00Z"))
+    benchmark(store.as_of, "bars", END if when == "corrected" else days[700])
