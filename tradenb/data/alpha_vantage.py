@@ -98,6 +98,9 @@ def _series(wire, series, meta, name):
 # %% ../../nbs/data/alpha_vantage.ipynb #6e6d82f2
 def _daily(wire, series, name, adjusted):
     out = _numbers(wire, list(series.values()), _PRICES | (_ADJUSTED if adjusted else {}))
+    if (no := out.isna()).any(axis=None): # a bar has all of its numbers; another is no bar
+        which, many = out.columns[no.any()][0], no.any(axis=1).sum()
+        raise wire.error("malformed", f"{which} is missing in {many} of {len(out)} rows")
     return out.assign(session=_days(wire, series), symbol=name)
 
 # %% ../../nbs/data/alpha_vantage.ipynb #d36abbd9

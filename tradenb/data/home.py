@@ -132,29 +132,30 @@ def read(self:Home,
     kind:str,                     # a kind of table
     start:pd.Timestamp|None=None, # first session; None for the first there is
     end:pd.Timestamp|None=None,   # last session, included
+    columns:list[str]|None=None,  # those that are needed, `session` among them; None is all
 )->pa.Table|None:                 # year after year, oldest write first; text as dictionaries; None: no such kind
     "The rows of `kind` from `start` to `end`"
     for _ in range(9):
         manifest = self.manifest()
-        try: return _rows(self, [f for f in manifest["files"] if f["kind"] == kind], start, end)
+        try: return _rows(self, [f for f in manifest["files"] if f["kind"] == kind], start, end, columns)
         except FileNotFoundError as e:
             if self.manifest()["serial"] == manifest["serial"]:
                 raise ValueError(f"{e.filename} is listed in manifest.json and is gone; restore it from a copy") from e
     raise TimeoutError(f"{self.root} changed nine times while being read; try again when its writers rest")
 
 # %% ../../nbs/data/home.ipynb #2f770634
-def _rows(home, files, start=None, end=None):
+def _rows(home, files, start=None, end=None, columns=None):
     if not files: return None
     first, last = f"{start or pd.Timestamp.min:%Y-%m-%d}", f"{end or pd.Timestamp.max:%Y-%m-%d}"
     near = [f for f in files if f["first"] <= last and f["last"] >= first]
-    parts = [_part(home, f) for f in sorted(near, key=lambda f: f["path"])] or [_part(home, files[0]).slice(0, 0)]
+    parts = [_part(home, f, columns) for f in sorted(near or files[:1], key=lambda f: f["path"])]
     table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
-    if all(first <= f["first"] and f["last"] <= last for f in near): return table
+    if near and all(first <= f["first"] and f["last"] <= last for f in near): return table
     day = np.asarray(table["session"])
     return table.filter((day >= np.datetime64(first)) & (day <= np.datetime64(last)))
 
 # %% ../../nbs/data/home.ipynb #0257d312
-def _part(home, file):
+def _part(home, file, columns=None):
     path = home.root/file["path"]
     with open(path, "rb") as f:
         seen = os.fstat(f.fileno())
@@ -163,7 +164,7 @@ def _part(home, file):
             raise ValueError(f"{file['path']} in {home.root} is damaged: its content is not what was written; "
                              "restore that file from a copy, or move the folder away and fetch again")
     home._checked[path] = looks
-    table = pq.ParquetFile(path, memory_map=True).read()
+    table = pq.ParquetFile(path, memory_map=True).read(columns)
     return pa.table(table.columns, pa.schema([f.with_nullable(True) for f in table.schema])) # others may have gaps
 
 # %% ../../nbs/data/home.ipynb #294b0cd5

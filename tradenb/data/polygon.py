@@ -280,6 +280,7 @@ def _in_hours(minutes):
     days = [d for d in minutes["session"].unique() if is_session(d)]
     opens, closes = ({d: of(d) for d in days} for of in (open_utc, close_utc))
     at, day = minutes["time"], minutes["session"]
+    if not days: return pd.Series(False, minutes.index)
     return (at >= day.map(opens)) & (at < day.map(closes))
 
 # %% ../../nbs/data/polygon.ipynb #89e11d76

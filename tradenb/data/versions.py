@@ -49,12 +49,12 @@ def coded(
         told = np.asarray(column)
         starts = np.flatnonzero(np.append(True, told[1:] != told[:-1])) if len(told) else np.arange(0) # of runs
         values, runs = np.unique(told[starts], return_inverse=True)
-        return values, np.repeat(runs, np.diff(starts, append=len(told)))
+        return values, np.repeat(runs.astype(np.int32), np.diff(starts, append=len(told)))
     whole = column.unify_dictionaries().combine_chunks()
     values, at = whole.dictionary.to_numpy(zero_copy_only=False), whole.indices.to_numpy()
     there = np.flatnonzero(np.bincount(at, minlength=len(values)))
     order = there[np.argsort(values[there])]
-    place = np.zeros(len(values), np.int64)
+    place = np.zeros(len(values), np.int32)
     place[order] = np.arange(len(order))
     return values[order], place[at]
 
@@ -132,7 +132,7 @@ def late(
 def in_force(
     table:pa.Table, # versions that may be seen, oldest write first
     of:Kind,        # whose key counts
-)->tuple:           # positions in the order of the key, a slice if all; the sorted values and the places of each key column
+)->tuple:           # positions in the order of the key; of each key column the sorted values; the places
     "Which rows stand"
     values, codes = zip(*(coded(table[c]) for c in of.key), strict=True)
     key = folded(list(codes), [len(v) for v in values])

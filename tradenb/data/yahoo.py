@@ -70,6 +70,7 @@ def _result(body, of):
     of = body.get(of) if isinstance(body, dict) else None
     return of.get("result") if isinstance(of, dict) else None
 
+# %% ../../nbs/data/yahoo.ipynb #6c05335e
 def _columns(told):
     "Are the columns of a chart what they should be?"
     times, sets = told["timestamp"], told.get("indicators", {})
