@@ -56,6 +56,15 @@ def test_coverage_scale_of_volume_and_judgement_by_a_third():
     with pytest.raises(ValueError, match="the second table is empty"): compare(base, base.iloc[:0])
 
 
+def test_a_move_in_two_steps_is_not_called_wrong_for_being_in_two_steps():
+    base = walk(1)
+    at = base.index.get_level_values("session")
+    twice = base.assign(close=base["close"] * np.where(at > DAYS[50], 1.2, np.where(at == DAYS[50], 1.1, 1.0)))
+    once = base.assign(close=base["close"] * np.where(at > DAYS[50], 1.2, 1.0))
+    once.loc[(DAYS[50], "N0"), "close"] = once.loc[(DAYS[49], "N0"), "close"]
+    assert compare(twice, once).rows["right"].tolist() == ["nobody knows"]
+
+
 @pytest.mark.real
 def test_real_vendors(real_data):
     ours = table_of(read(real_data / "spy_daily_ohlcv_1998_2021.parquet"), "SPY")

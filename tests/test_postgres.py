@@ -184,7 +184,9 @@ def test_every_value_comes_back_as_it_went(tmp_path_factory, fresh, values):
     back = []
     for home in (Home(tmp_path_factory.mktemp("home")), Tables(fresh())):
         with home.writing(): home.add("odd", frame, ["session"])
-        back.append(plain(home.read("odd")).to_pandas())
+        table = home.read("odd")
+        assert table["number"].null_count == frame["number"].isna().sum(), "a missing number is missing in SQL too"
+        back.append(plain(table).to_pandas())
     pd.testing.assert_frame_equal(*back, check_exact=True)
     assert np.array_equal(np.signbit(back[1]["number"]), np.signbit(frame["number"].fillna(np.nan)))
     assert back[1]["text"].isna().tolist() == [t is None for t in text]
@@ -226,17 +228,17 @@ def test_a_schema_that_somebody_else_made_for_us(fresh, ask, postgres):
 
 def test_the_password_is_nowhere(fresh, caplog, capfd, postgres):
     secret = "h%40rd%2Fto%3Aguess"
-    words = [secret, "h@rd/to:guess", postgres.split(":")[2].split("@")[0]]
+    words = [secret, "h@rd/to:guess", "to:guess", postgres.split(":")[2].split("@")[0]]
     place = postgres.rsplit("@", 1)[1]
     said = []
     with caplog.at_level(logging.DEBUG):
         for address in (f"postgresql://tradenb:{secret}@{place}", f"postgresql://tradenb:{secret}@127.0.0.1:1/db",
                         f"postgresql://tradenb:h@rd/to:guess@{place}", f"postgresql://tradenb:{secret}@{place}?schema=a-b",
-                        f"postgresql://tradenb:{secret}@no.such.host.invalid/db", f"mysql://tradenb:{secret}@host/db"):
+                        f"postgresql://tradenb:{secret}@no.such.host.invalid/db", f"postgresql://tradenb:{secret}@host:x/db", f"mysql://tradenb:{secret}@host/db"):
             try: Store(address).append("bars", rows(DAYS[0]))
             except (ValueError, OSError) as e:
                 said += ["".join(traceback.format_exception(e)), repr(e), repr(e.__cause__), repr(e.__context__ if not e.__suppress_context__ else None)]
-        assert len(said) == 24, "each of the six is an error of ours"
+        assert len(said) == 28, "each of the seven is an error of ours"
         store = Store(fresh())
         store.append("bars", rows(DAYS[0]))
         said += [repr(store), str(store.root), repr(store.home), str(vars(store.home)), str(store.home._engine.url)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradenb.core.calendar import sessions
-from tradenb.data.checks import CHECKS
+from tradenb.data.checks import CHECKS, sigma_at
 from tradenb.data.providers import fetch
 from tradenb.data.quality import QualityError, audit, eligible
 from tradenb.data.store import Store
@@ -229,6 +229,9 @@ def test_several_names_that_lose_the_same_days_are_the_feeds_fault():
     assert found.status == "RED" and found.quarantined == ["N003", "N007", "N011"]
     with pytest.raises(QualityError, match=r"common gap: N007, N003, N011 .*store.update.source, \['N003', 'N007', 'N011'\], '2023-07-28', '2023-08-03'"):
         found.raise_if_red()
+    worse = base[~(at(base, "N003", 40, 42) | at(base, "N007", 39, 43) | at(base, "N011", 40, 42) | at(base, "N020", 90, 99))]
+    with pytest.raises(QualityError) as refused: audit(worse).raise_if_red()
+    assert "N020" not in str(refused.value), "a name that is RED on its own stops nobody, and is not part of the cure"
     halts = base[~(at(base, "N003", 40, 42) | at(base, "N007", 60, 62) | at(base, "N011", 80, 82) | at(base, "N012", 40, 42))]
     assert audit(halts).status == "AMBER" and only(audit(halts), check="common gap").empty
     session, symbol = (base.index.get_level_values(level) for level in base.index.names)
@@ -254,7 +257,35 @@ def test_a_crash_is_no_defect():
     assert eligible(crash()).iloc[-30:].all()
     alone = crash()[crash().index.get_level_values("symbol") == "N003"]
     assert audit(alone).status == "GREEN"
-    assert audit(alone[["close"]]).status == "GREEN", "a close alone: no round ratio, no split"
+    deep = crash(drop=0.3)
+    closes = deep[deep.index.get_level_values("symbol") == "N003"][["close"]]
+    assert audit(closes).status == "GREEN", "a close alone: no round ratio, no split"
+    halved = closes.assign(close=closes["close"].where(closes.index.get_level_values("session") < DAYS[50], closes["close"] / 2))
+    assert audit(halved).findings["check"].tolist() == ["split-like jump"]
+
+
+def test_what_is_usual_for_a_name_is_no_action_and_is_asked_of_the_past_alone():
+    base, rng = market(12), np.random.default_rng(2)
+    wild = np.where(base.index.get_level_values("symbol") == "N003", np.repeat(np.exp(np.cumsum(rng.normal(0, 0.04, len(DAYS)))), 12), 1.0)
+    wild = np.where((base.index.get_level_values("symbol") == "N003") & (base.index.get_level_values("session") >= DAYS[120]), wild * 0.8, wild)
+    for factor, calls in ((wild, []), (np.where(~before(base, "N003", 120) & (base.index.get_level_values("symbol") == "N003"), 0.8, 1.0),
+                                       ["split-like jump"])):
+        torn = base.assign(**{c: base[c] * factor for c in ("open", "high", "low", "close")})
+        torn["high"], torn["low"] = torn[["open", "high", "close"]].max(axis=1), torn[["open", "low", "close"]].min(axis=1)
+        assert only(audit(torn), symbol="N003", status="RED")["check"].tolist() == calls
+    close = base["close"].unstack().to_numpy()
+    future = close.copy()
+    future[100:] *= rng.uniform(0.1, 9.0, future[100:].shape)
+    assert sigma_at(close, 100, 3) == sigma_at(future, 100, 3)
+
+
+def test_a_wick_is_judged_by_the_closes_around_it():
+    base = market(12)
+    rose = np.where((base.index.get_level_values("symbol") == "N003") & (base.index.get_level_values("session") > DAYS[40]), 1.1, 1.0)
+    news = base.assign(**{c: base[c] * rose for c in ("open", "high", "low", "close")})
+    news["high"] = news["high"].where(~at(base, "N003", 40), news["close"] * 1.12)
+    assert only(audit(news), check="far wick").empty, "the next close was up there"
+    assert only(audit(news.assign(high=news["high"].where(~at(base, "N003", 60), news["close"] * 1.12))), check="far wick")["first"].item() == DAYS[60]
 
 
 DEFECTS_OF_ONE_BAR = {
@@ -317,6 +348,7 @@ def test_a_table_must_reach_the_last_session_that_had_closed():
     evening = pd.Timestamp("2024-07-01 20:30", tz="UTC")  # after the close of the session after the last
     assert audit(base, now=evening).findings["check"].tolist() == ["stale file"]
     assert audit(base, now=evening - pd.Timedelta(hours=2)).status == "GREEN", "that session was still open"
+    assert audit(base, end="2024-07-31", now=evening).findings["count"].tolist() == [1], "nobody has tomorrow's bars"
 
 
 @settings(max_examples=8, deadline=None)
@@ -359,7 +391,7 @@ def test_the_page_on_a_folder_of_files(tmp_path):
     pd.DataFrame({"who": ["me"]}).to_csv(folder / "names.csv", index=False)
     page = report("data_quality", tmp_path / "page", {"files": str(folder), "other": str(folder / "theirs.csv")})
     said = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8"))).split())
-    for must in ("RED , the worst of 2 tables", "no column of dates", "3 of 12 names lack a session", "12 agree", "15 only in theirs",
+    for must in ("RED , the worst of 2 tables", "no column of dates", "3 of 12 names lack a session", "12 agree", "15 only in other: theirs",
                  "common gap", "store.update(source, ['N003']", "Stop. RED: bars.parquet."):
         assert must in said, must
     assert page.read_text().count("<img") == 3 and "Warning" not in said

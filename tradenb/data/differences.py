@@ -117,6 +117,7 @@ def compare(
     tolerance:float=10.,                    # basis points that are no difference
 )->Differences:
     "Where and how `b` is another market than `a`"
+    if names[0] == names[1]: raise ValueError(f"both tables are called {names[0]!r}; give them two names")
     given = {names[0]: a, names[1]: b} | ({"third": third} if third is not None else {})
     frames, least = [_flat(frame, price, name) for name, frame in given.items()], tolerance / 1e4
     days = pd.DatetimeIndex(np.unique(np.concatenate([f["session"].to_numpy() for f in frames[:2]])))

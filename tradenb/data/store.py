@@ -132,28 +132,32 @@ def as_of(self:Store,
     start=None,     # first session wanted
     end=None,       # last session wanted, at most `when`
     vendor=None,    # one vendor; None is all
-)->pd.DataFrame:    # sorted, with known_at, vendor and fetched_at
+    columns=None,   # those wanted, beside the key; None is all, with known_at, vendor and fetched_at
+)->pd.DataFrame:    # sorted by its key
     "What was known at the close of `when`"
-    of, names = _offered(kind), _names(symbols)
+    of, names, want = _offered(kind), _names(symbols), _wanted(kind, columns)
     when, start, end = _session(when), _session(start), _session(end)
     last = when if end is None else min(when, end)
     if last < (start or last): raise ValueError(f"from {start:%Y-%m-%d} to {last:%Y-%m-%d} is no span; swap them?")
-    table = _seen(self.home, kind, when, names, start, last, vendor)
-    found = _standing(table, of)
+    seen = dict(when=when, names=names, last=last, vendor=vendor)
+    if (table := _seen(self.home, kind, start=start, want=want, **seen)) is None:
+        raise ValueError(f"the store {self.root} has no {kind} yet; store.update(source, ...) fetches, "
+                         "store.append(kind, frame) adds")
+    found = _standing(table, of, want)
     there = found.index.levels[1] if found.index.nlevels > 1 else found[of.name].unique()
-    if found.empty or len(names or []) > len(there): _explain(self.home, kind, when, names or [], vendor, found.empty)
-    if kind != "chain": return check_panel(found) if found.index.nlevels > 1 else found
+    if not len(found) or len(names or []) > len(there): _explain(self.home, kind, when, names or [], vendor, found)
+    if found.index.nlevels > 1: return check_panel(found)
+    if kind != "chain" or "open_interest" not in (want or ["open_interest"]): return found
     before = start and start - pd.Timedelta(days=14) # open interest of the session before
-    figures = _seen(self.home, "open_interest", when, names, before, last, vendor, missing=None)
+    figures = _seen(self.home, "open_interest", start=before, want=None, **seen)
     return found if figures is None else together(found, _standing(figures, INTEREST))
 
 # %% ../../nbs/data/store.ipynb #dee3d037
-def _seen(home, kind, when, names, start, last, vendor, missing="error"):
+def _seen(home, kind, start, want, when, names, last, vendor):
     "The versions that could be seen at the close of `when`"
-    table = home.read(kind, start, last)
-    if table is None and missing is None: return None
-    if table is None: raise ValueError(f"the store {home.root} has no {kind} yet; store.update(source, ...) fetches, "
-                                       "store.append(kind, frame) adds")
+    need = want and list(dict.fromkeys([*KEPT[kind].key, "known_at", "vendor", "gone", *want]))
+    table = home.read(kind, start, last, **({"columns": need} if need and isinstance(home, Home) else {}))
+    if table is None: return None
     keep = np.asarray(table["known_at"]) <= when.to_datetime64()
     if names is not None: keep &= _among(table[KEPT[kind].name], names)
     if vendor is not None: keep &= _among(table["vendor"], [vendor])
@@ -163,14 +167,23 @@ def _among(column, names):
     values, at = coded(column)
     return np.isin(values.astype(str), list(map(str, names)))[at]
 
+def _wanted(kind, columns):
+    if columns is None: return None
+    have = [*KINDS.get(kind, KEPT[kind]).columns, *PROVENANCE]
+    for c in (columns := [columns] if isinstance(columns, str) else list(columns)):
+        near = "".join(f"; did you mean {n}?" for n in get_close_matches(str(c), have, 1))
+        if c not in have: raise ValueError(f"{kind} have no column {c!r}{near} they have {', '.join(have)}")
+    return columns
+
 # %% ../../nbs/data/store.ipynb #7aee43b7
-def _standing(table, of):
+def _standing(table, of, want=None):
     "The versions in force, as a panel where (session, symbol) is the key"
     rows, values, codes = in_force(table, of)
     flat, whole = len(of.key) > 2, isinstance(rows, slice)
-    told = table.drop_columns([c for c in table.column_names if c == "gone" or c in of.key and not flat])
+    asked = want or [*of.columns[len(of.key):], *PROVENANCE]
+    told = table.select([c for c in (*(of.key if flat else ()), *asked) if c in table.column_names])
     frame = plain(told if whole else told.take(rows)).to_pandas()
-    if flat: return frame[[*(c for c in of.columns if c in frame), *PROVENANCE]]
+    if flat: return frame
     levels = [pd.DatetimeIndex(values[0]), pd.Index(values[1], dtype="str")]
     index = pd.MultiIndex(levels=levels, codes=[c[rows] for c in codes], names=of.key, verify_integrity=False)
     return frame.set_axis(index if whole else index.remove_unused_levels())
@@ -187,7 +200,7 @@ def _session(day):
     return t.as_unit("us")
 
 # %% ../../nbs/data/store.ipynb #85a3593c
-def _explain(home, kind, when, names, vendor, empty):
+def _explain(home, kind, when, names, vendor, found):
     table = home.read(kind)
     vendors = coded(table["vendor"])[0].tolist()
     if vendor is not None and vendor not in vendors:
@@ -197,7 +210,7 @@ def _explain(home, kind, when, names, vendor, empty):
         near = "".join(f"; did you mean {n}?" for n in get_close_matches(str(strange[0]), have, 1))
         few = f"{', '.join(map(str, strange[:5]))}{' ...' if strange[5:] else ''}"
         raise ValueError(f"the store has no {kind} of {few}{near}; store.update(source, {strange[:5]}) fetches")
-    if empty:
+    if not len(found):
         day = table["session"].to_pandas()
         raise ValueError(f"nothing of {kind} was known as of {when:%Y-%m-%d} in the span asked for; "
                          f"the store's {kind} run from {day.min():%Y-%m-%d} to {day.max():%Y-%m-%d}")

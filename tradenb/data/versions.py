@@ -6,6 +6,8 @@
 __all__ = ['SETTLED', 'evening', 'folded', 'coded', 'news', 'gone', 'stood', 'late', 'in_force']
 
 # %% ../../nbs/data/versions.ipynb #e44e408d
+import math
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -28,15 +30,16 @@ def _evenings(fetched): return fetched.map({f: evening(f) for f in fetched.uniqu
 def folded(
     codes:list,  # one array a column: places, from 0
     sizes:list,  # how many places each has
-)->np.ndarray:   # int64; equal for equal rows, in their order
+)->np.ndarray:   # whole numbers; equal for equal rows, in their order
     "Several columns of places as one"
-    out, size = codes[0].astype(np.int64), int(sizes[0])
+    short = math.prod(map(int, sizes)) < 2**31
+    out, size = codes[0].astype(np.int32 if short else np.int64), int(sizes[0])
     for code, n in zip(codes[1:], sizes[1:], strict=True):
         if size * n >= 2**62: # too long for one number: only the values that occur are counted
             found, out = np.unique(out, return_inverse=True)
             size = len(found)
         out *= n # in place: there may be millions
-        out += code
+        out += code.astype(out.dtype, copy=False)
         size *= n
     return out
 
