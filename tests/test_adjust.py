@@ -52,7 +52,7 @@ def purse(closes, splits, cash, convention):
     return worth
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(panel=markets(), convention=st.sampled_from(CONVENTIONS))
 def test_an_adjusted_price_is_what_a_holder_has(panel, convention):
     told = adjusted(panel, convention)
@@ -64,7 +64,7 @@ def test_an_adjusted_price_is_what_a_holder_has(panel, convention):
     assert told["raw_close"].equals(panel["close"]) and told["raw_volume"].equals(panel["volume"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(panel=markets(), convention=st.sampled_from(CONVENTIONS), cut=st.integers(0, 11), rounded=st.booleans(), data=st.data())
 def test_no_later_row_moves_an_earlier_price(panel, convention, cut, rounded, data):
     if data.draw(st.booleans()):  # the same, told through adj_close too, or alone, by one of two vendors

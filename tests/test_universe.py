@@ -45,7 +45,7 @@ def test_a_table_is_refused_just_when_a_day_contradicts_itself(spans):
     else: assert possible(spans)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spans=SPANS.filter(possible), rows=st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["AA", "BB", "NA", "ZZ"])), min_size=1, max_size=8))
 def test_each_row_is_of_the_company_that_wore_its_ticker_that_day(spans, rows):
     universe = Universe(listed(spans))
@@ -62,7 +62,7 @@ def test_each_row_is_of_the_company_that_wore_its_ticker_that_day(spans, rows):
     assert universe.mask(panel).tolist() == [any(t == s for _, t in worn(spans, (d - START).days)) for d, s in panel.index]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spans=SPANS.filter(possible))
 def test_renamed_keeps_each_company_apart_and_whole(spans):
     universe = Universe(listed(spans))

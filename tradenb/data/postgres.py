@@ -92,10 +92,11 @@ def _die_together(): # a child whose parent is killed gets SIGINT; Linux only
 def _read(address):
     "SQLAlchemy's URL, the schema, and the address without its password"
     from sqlalchemy import URL, make_url
+    unread = ValueError("the address of the store cannot be read; write postgresql://user:password@host:5432/prices, "
+                        "and in a password @ : / % are written %40 %3A %2F %25")
     try: url = make_url(re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", str(address)))
-    except Exception: # whose message may hold the address, and the password in it
-        raise ValueError("the address of the store cannot be read; write postgresql://user:password@host:5432/prices, "
-                         "and in a password @ : / % are written %40 %3A %2F %25") from None
+    except Exception: raise unread from None # what was raised may hold the address, and the password in it
+    if re.search("[@:/]", url.database or ""): raise unread # a piece of a password with an @ in it
     if url.drivername != "postgresql+psycopg" or not url.database:
         raise ValueError(f"{url.drivername}:// is no address of a store; postgresql://user@host:5432/database is")
     schema = str(url.query.get("schema", "tradenb"))
@@ -147,7 +148,7 @@ def _told(home, e):
     "The error in our words"
     import psycopg
     cause = getattr(e, "orig", e)
-    said = str(cause).strip().replace(str(home._engine.url.password or "\0"), "...").splitlines()
+    said = str(cause).strip().splitlines()
     if isinstance(cause, psycopg.errors.LockNotAvailable):
         return TimeoutError(f"{home.root} is being written by {_holder(home)}, still after {home.wait:g} s; "
                             "let it finish, or end that process: the lock goes with it")

@@ -51,7 +51,7 @@ _CURE = "let the earlier one end before the later one starts"
 
 # %% ../../nbs/data/universe.ipynb #b7cd6227
 def _overlapping(table, by):
-    "Rows that start before their neighbour of the same `by` has ended, and the neighbour; if any overlap, neighbours do"
+    "Rows that start before their neighbour of the same `by` has ended, and it; if any overlap, neighbours do"
     rows = table.sort_values([by, "first"], kind="stable")
     before = rows["last"].fillna(_EVER).groupby(rows[by]).shift()
     clash = (rows["first"] <= before).to_numpy()

@@ -273,7 +273,9 @@ def request(self:Wire, method, url, params=None, data=None, headers=None, cookie
     return _ask(self, asked, any(re.search(t, urlsplit(asked.url).path) for t in self.vendor.text))
 
 @patch
-def address(self:Wire, path): return path if re.match(r"[a-zA-Z][\w+.-]*:", path) else f"{self.base}/{path.lstrip('/')}"
+def address(self:Wire, path):
+    "Of a path, or of an address as it is"
+    return path if re.match(r"[a-zA-Z][\w+.-]*:", path) else f"{self.base}/{path.lstrip('/')}"
 
 def _ask(wire, asked, text, keep=True):
     "The reply; or the one place where a wire raises"
