@@ -50,16 +50,15 @@ def seconds(f, *args):
 
 
 def peak(folder, what):
-    "Megabytes that a process needs beyond its imports, at most"
+    "Megabytes in use at most, in a process of its own: what Arrow and what Python and NumPy asked for"
     code = f"""
-import resource, sys
+import pathlib, sys, tracemalloc
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import pathlib, pyarrow.parquet, pandas as pd
+import pyarrow as pa
 from test_store import by_pandas, by_pandas_all, by_store, by_store_all
-folder = pathlib.Path({str(folder)!r})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = {what}(folder)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+tracemalloc.start()
+found = {what}(pathlib.Path({str(folder)!r}))
+print((tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory()) / 1e6)
 """
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 

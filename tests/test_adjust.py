@@ -97,6 +97,14 @@ def test_more_decimals_later_make_no_event_of_the_past():
     assert actions(seen.iloc[:3]).empty and actions(seen).query("session < @DAYS[3]").empty
 
 
+def test_a_vendor_that_begins_to_tell_leaves_its_past_alone():
+    seen = table([(i, "A", c, s, None) for i, (c, s) in enumerate([(10., None), (10.3, None), (5.1, 2.), (5.2, None)])])
+    seen["adj_close"] = [5.01, 5.15, 5.1, 5.2]  # rounded, and a cent off on the first day
+    told = adjusted(seen)["close"]
+    assert told.iloc[1] == pytest.approx(10 * 5.15 / 5.01) and (told.pct_change().iloc[2:] - [5.1 / 5.15 - 1, 5.2 / 5.1 - 1]).abs().max() < 1e-12
+    assert adjusted(seen.iloc[:2])["close"].equals(told.iloc[:2])
+
+
 def rounded_prices(digits, rng, price=12., n=800):
     "A name with planted actions, and the adj_close that a vendor rounds"
     close = np.round(price * np.exp(np.cumsum(rng.normal(0, .02, n))), 2)

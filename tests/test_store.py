@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tradenb.core.calendar import sessions
 from tradenb.data.home import Home
 from tradenb.data.store import Store, fingerprint
-from tradenb.data.versions import evening
+from tradenb.data.versions import evening, folded
 from tradenb.features.price import core14, momentum
 
 DAYS = sessions("2023-12-18", "2024-03-28")
@@ -154,8 +154,8 @@ def until_over(parent, heard):
 
 
 def killed(parent, job, rng, takes):
-    "What a writer said before it was killed: in its first round or its second, somewhere"
-    (pids, heard), first = start(parent, job), rng.randrange(2)
+    "What a writer said before it was killed: in its first round or, now and then, in its second"
+    (pids, heard), first = start(parent, job), rng.randrange(4) == 0
     while sum(h.isdigit() for h in heard) < first: heard.append(parent.stdout.readline().strip())
     time.sleep(rng.uniform(0, 1.3 * takes))
     os.kill(pids[0], signal.SIGKILL)
@@ -186,7 +186,7 @@ def test_killed_at_fifty_instants_of_an_append_the_store_opens_whole(tmp_path, p
         assert stands >= (said[-1] + 1 if said else done), "an append that had returned is lost"
         assert stands <= (said[-1] + 2 if said else done + 1)
         done = stands
-    assert done >= 10, "the writers did write"
+    assert done >= 5, "the writers did write"
     assert busy, "and some were killed with files half done"
 
 
@@ -204,14 +204,14 @@ def test_killed_at_fifty_instants_of_a_backfill_the_store_opens_whole(tmp_path, 
         assert last >= (said[-1] if said else done - 1), "a backfill that had returned is lost"
         assert last <= (said[-1] + 1 if said else done)
         done = last + 1
-    assert done >= 10, "the writers did write"
+    assert done >= 5, "the writers did write"
 
 
 def test_two_writers_at_once_lose_nothing(home, parent):
-    _, heard = start(parent, ("append", home, "AA", 288, 300), ("append", home, "BB", 288, 300))
-    assert sorted(until_over(parent, heard)) == sorted([*range(288, 300)] * 2)
+    _, heard = start(parent, ("append", home, "AA", 292, 300), ("append", home, "BB", 292, 300))
+    assert sorted(until_over(parent, heard)) == sorted([*range(292, 300)] * 2)
     panel = Store(home).as_of("bars", END)
-    assert panel.groupby("symbol").size().to_dict() == {"AA": 24, "BB": 24}
+    assert panel.groupby("symbol").size().to_dict() == {"AA": 16, "BB": 16}
 
 
 def test_a_writer_that_waits_says_for_whom(tmp_path):
@@ -264,12 +264,11 @@ def test_strangers_files_are_left_alone(tmp_path):
     assert all(path.read_text() == "mine" for path in strangers)
 
 
-def test_many_appends_are_merged_and_keep_every_version(home, quick):
-    store, days = Store(home), sessions("2024-01-02", "2024-06-28")
+def test_many_appends_are_merged_and_keep_every_version(tmp_path, quick):
+    store, days = Store(tmp_path), sessions("2024-01-02", "2024-06-28")
     for k in range(40):
         store.append("bars", rows(DAYS[0], close=float(k)), fetched_at=at(days[k]))
-    if isinstance(store.home, Home):
-        assert len(store.home.manifest()["files"]) < 32 and len(list(Path(home).glob("bars/*/*"))) < 32
+    assert len(store.home.manifest()["files"]) < 32 and len(list(tmp_path.glob("bars/*/*"))) < 32
     assert store.sql("SELECT count(*) AS n FROM bars")["n"].item() == 80
     assert [store.as_of("bars", days[k])["close"].iloc[0] for k in (1, 31, 32, 39)] == [1, 31, 32, 39]
 
@@ -352,12 +351,12 @@ def equals_a_list(store, deeds, when):
         assert {(DAYS.get_loc(s), n): c for (s, n), c in got.items()} == want
 
 
-@examples(12)
+@examples(9)
 @given(deeds=DEEDS, when=st.integers(9, 22))
 def test_as_of_equals_a_list_asked_row_by_row(folders, deeds, when): equals_a_list(Store(folders()), deeds, when)
 
 
-@examples(3)
+@examples(2)
 @given(deeds=DEEDS, when=st.integers(9, 22))
 def test_as_of_of_a_database_equals_a_list(schemas, deeds, when): equals_a_list(Store(schemas()), deeds, when)
 
@@ -408,12 +407,12 @@ def stays_known(store, story):
     for once, now in zip(*features, strict=True): pd.testing.assert_frame_equal(once, now, check_freq=False)
 
 
-@examples(5)
+@examples(4)
 @given(story=weeks())
 def test_what_was_known_on_an_evening_is_known_so_for_ever(folders, story): stays_known(Store(folders()), story)
 
 
-@examples(2)
+@examples(1)
 @given(story=weeks())
 def test_what_was_known_in_a_database_is_known_so_for_ever(schemas, story): stays_known(Store(schemas()), story)
 
@@ -467,6 +466,14 @@ def test_evening_is_never_before_the_last_close_and_never_looks_ahead():
         day = evening(hour)
         assert day == DAYS[DAYS <= day][-1]
         assert hour < at(sessions(day + pd.Timedelta(days=1), "2024-03-29")[0], "14:30")
+
+
+@examples(40)
+@given(data=st.data(), sizes=st.lists(st.sampled_from([1, 3, 500, 60_000, 2**31]), min_size=1, max_size=6))
+def test_one_number_for_a_key_sorts_as_the_key(data, sizes):
+    rows = [[data.draw(st.integers(0, n - 1)) for n in sizes] for _ in range(8)]
+    key = folded([np.array(c) for c in zip(*rows, strict=True)], sizes)
+    for (a, x), (b, y) in itertools.combinations(zip(rows, key, strict=True), 2): assert (a < b) == (x < y) and (a == b) == (x == y)
 
 
 # ---- chains and minutes -----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_polygons_own_samples(real_data):
     tickers = [*reply("v3_reference_tickers"), reply("v3_reference_tickers_AAPL")]
     meta = reply("vX_reference_tickers_META_events_types_ticker_change")
     faces = [{"ticker": t, "composite_figi": meta["composite_figi"], "name": meta["name"], "delisted_utc": gone}
-             for t, gone in (("FB", "2022-06-11T00:00:00Z"), ("META", None))]  # the old ticker has an entry of its own, delisted
+             for t, gone in (("META", None), ("FB", "2022-06-11T00:00:00Z"))]  # the old ticker has an entry of its own, delisted
     universe = Universe(polygon_listings([*tickers, *faces], [meta]))
     assert universe.members("2013-01-02") == ["A", "AA", "AAPL", "FB"] and universe.members("2023-01-03") == ["A", "AA", "AAPL", "META"]
     assert universe.members("1970-01-02") == ["A", "AA"], "where no first day is told, it was always there"

@@ -55,15 +55,14 @@ def _breaks(close, adj):
     ratio, (x, y) = adj / close, (_half(close), _half(adj))
     low, high = (adj - y) / (close + x), (adj + y) / (close - x)
     step, slack = np.ones(close.shape), np.zeros(close.shape)
-    run, last = (np.full(close.shape[1], -np.inf), np.full(close.shape[1], np.inf)), ratio[0]
+    run = np.full(close.shape[1], -np.inf), np.full(close.shape[1], np.inf)
     for t in range(len(close)):
         both = np.fmax(run[0], low[t]), np.fmin(run[1], high[t])
         new = both[0] > both[1]
-        before = np.clip(last, *run)
-        step[t, new] = (ratio[t] / before)[new]
-        slack[t, new] = ((high[t] - low[t]) / ratio[t] + (run[1] - run[0]) / before)[new] / 2
+        before = (run[0][new] + run[1][new]) / 2
+        step[t, new] = ratio[t, new] / before
+        slack[t, new] = ((high[t] - low[t])[new] / ratio[t, new] + (run[1] - run[0])[new] / before) / 2
         run = np.where(new, low[t], both[0]), np.where(new, high[t], both[1])
-        last = np.where(np.isnan(ratio[t]), last, ratio[t])
     return step, slack
 
 # %% ../../nbs/data/adjust.ipynb #74a3a377

@@ -105,6 +105,7 @@ def _note(path):
 
 _CURE = "restore it from a copy, or move the folder away and fetch again"
 
+# %% ../../nbs/data/home.ipynb #7c88b7a1
 def _manifest(home):
     found = home.note("manifest")
     if not found and any(home.root.glob("*/*/*.parquet")):
@@ -224,6 +225,7 @@ def parquet(
     pq.write_table(pa.table(told, schema), data, compression="lz4", use_dictionary=text, use_byte_stream_split=numbers)
     return data.getvalue()
 
+# %% ../../nbs/data/home.ipynb #98c6cdc9
 def _column(of):
     if of.dtype == "str": return pa.array(of.astype("category"), from_pandas=True)
     if not isinstance(of.dtype, pd.DatetimeTZDtype): return pa.array(of.to_numpy(), from_pandas=True)

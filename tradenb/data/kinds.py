@@ -96,6 +96,7 @@ def _text(column, name, where, cure):
     if gone.any(): raise _bad(where, name, column, gone, cure)
     return text
 
+# %% ../../nbs/data/kinds.ipynb #56115b00
 def _words(column, name, where):
     try: return pd.Series(column.astype("str").str.strip(), dtype="str")
     except UnicodeError as e: raise ValueError(f"{where}: {name} has characters that no text has; is it text?") from e
@@ -162,6 +163,7 @@ def _instants(column, name, where):
         raise ValueError(f"{where}: {name} has no zone, first {column.iloc[0]}; {cure}")
     return found.dt.tz_convert("UTC").astype("datetime64[us, UTC]")
 
+# %% ../../nbs/data/kinds.ipynb #d7a1139d
 def _new_york(instants): return instants.dt.tz_convert("America/New_York").dt.tz_localize(None).dt.normalize()
 
 # %% ../../nbs/data/kinds.ipynb #85b0c383

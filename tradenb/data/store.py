@@ -22,7 +22,7 @@ from ..core.panel import check_panel
 from .home import Home, plain
 from .interest import INTEREST, apart, together
 from .kinds import KINDS, PROVENANCE, tidy
-from .versions import coded, evening, gone, in_force, late, news, stood
+from .versions import coded, evening, in_force, late, news, stood, withdrawn
 
 # %% ../../nbs/data/store.ipynb #4cb7eff8
 KEPT = KINDS | {"open_interest": INTEREST} # what stands in a store: a chain is two tables
@@ -37,12 +37,13 @@ def _typed(kind, frame, vendor=None, fetched_at=None):
     known = out["known_at"] if "known_at" in out else out["session"]
     return _once(out.assign(known_at=known, fetched_at=_instants(pd.Series(at, frame.index))), KINDS[kind])
 
+# %% ../../nbs/data/store.ipynb #7dfa2666
 def _instants(at):
     found = pd.to_datetime(at)
     if found.dt.tz is None: raise ValueError("fetched_at is an instant and needs a zone: .dt.tz_localize('UTC')")
     return found.dt.tz_convert("UTC").astype("datetime64[us, UTC]")
 
-# %% ../../nbs/data/store.ipynb #7dfa2666
+# %% ../../nbs/data/store.ipynb #08dd1f32
 def _once(frame, of):
     if not frame.duplicated([*of.key, "vendor"]).any(): return frame
     frame = frame.drop_duplicates([c for c in frame if c != "fetched_at"], ignore_index=True)
@@ -52,6 +53,7 @@ def _once(frame, of):
     raise ValueError(f"{again.sum()} ({', '.join(of.key)}) rows say two things, first ({said}); keep one of each, or "
                      "append the correction afterwards, on its own")
 
+# %% ../../nbs/data/store.ipynb #f1bc5630
 def _offered(kind, kinds=KEPT):
     near = "".join(f"; did you mean {n!r}?" for n in get_close_matches(str(kind), kinds, 1))
     if kind not in kinds: raise ValueError(f"the store keeps no kind {kind!r}{near}; it keeps {', '.join(kinds)}")
@@ -110,6 +112,7 @@ def append(self:Store,
         parts = apart(new, open_interest) if kind == "chain" else {kind: new}
         return sum(_add(self.home, table, _fresh(self.home, table, rows)) for table, rows in parts.items())
 
+# %% ../../nbs/data/store.ipynb #688eca9a
 def _add(home, table, rows):
     if len(rows): home.add(table, rows, [*KEPT[table].key, "known_at"])
     return len(rows)
@@ -163,10 +166,12 @@ def _seen(home, kind, start, want, when, names, last, vendor):
     if vendor is not None: keep &= _among(table["vendor"], [vendor])
     return table if keep.all() else table.filter(keep)
 
+# %% ../../nbs/data/store.ipynb #23375cd2
 def _among(column, names):
     values, at = coded(column)
     return np.isin(values.astype(str), list(map(str, names)))[at]
 
+# %% ../../nbs/data/store.ipynb #3349cdf1
 def _wanted(kind, columns):
     if columns is None: return None
     have = [*KINDS.get(kind, KEPT[kind]).columns, *PROVENANCE]
@@ -192,6 +197,7 @@ def _standing(table, of, want=None):
 def _names(symbols):
     return symbols if symbols is None else list(dict.fromkeys([symbols] if isinstance(symbols, str) else symbols))
 
+# %% ../../nbs/data/store.ipynb #d7f552a1
 def _session(day):
     t = None if day is None else pd.Timestamp(day)
     if t is None: return None
@@ -232,20 +238,9 @@ def retract(self:Store,
     if self.home.read(kind, days.min(), days.max()) is None:
         raise ValueError(f"the store {self.root} has no {kind}; there is nothing to withdraw")
     with self.home.writing():
-        rows = _withdrawn(plain(self.home.read(kind, days.min(), days.max())).to_pandas(), keys, of, vendor)
+        rows = withdrawn(plain(self.home.read(kind, days.min(), days.max())).to_pandas(), keys, of, vendor)
         known = rows["known_at"].clip(lower=evening(at))
         return _add(self.home, kind, rows.assign(known_at=known, fetched_at=at, gone=True))
-
-# %% ../../nbs/data/store.ipynb #1087d129
-def _withdrawn(old, keys, of, vendor):
-    "The key, known_at and vendor of the versions that stand now"
-    keys = keys.astype({c: old[c].dtype for c in of.key}).drop_duplicates()
-    last = keys.merge(old if vendor is None else old[old["vendor"] == vendor], on=[*of.key])
-    last = last.sort_values("known_at", kind="stable").drop_duplicates([*of.key, "vendor"], keep="last")
-    strange = keys.merge(last[[*of.key]].drop_duplicates(), how="left", indicator=True)["_merge"] == "left_only"
-    if not strange.any(): return last.loc[~gone(last), [*of.key, "known_at", "vendor"]]
-    raise ValueError(f"{strange.sum()} of these are not in the store, first "
-                     f"({', '.join(map(str, keys[strange.to_numpy()].iloc[0]))}); withdraw what is there")
 
 # %% ../../nbs/data/store.ipynb #7a5430f5
 @patch
@@ -264,6 +259,7 @@ def sql(self:Store,
             have = ", ".join(sorted(there)) or "none"
             raise ValueError(f"{e}\nTables, read only: {have}; store.append adds rows") from e
 
+# %% ../../nbs/data/store.ipynb #d2894b6f
 def _versions(table):
     left = table["gone"].fill_null(False) if "gone" in table.column_names else pa.repeat(False, len(table))
     return plain(table.drop_columns([c for c in table.column_names if c == "gone"]).append_column("gone", left))

@@ -121,7 +121,8 @@ def _same_shares(recipe, home, ledger, market):
     held = [str(s) for s in np.asarray(ledger.book.symbols)[ledger.book.shares != 0]]
     if not held: return
     mark = pd.Series(ledger.book.marks, ledger.book.symbols)[held]
-    tonight, prints = market.panel.xs(last), bars_of(recipe, home, last, symbols=held).xs(last)["close"]
+    among = None if recipe.data.universe else held # a company may have been stored under another name
+    tonight, prints = market.panel.xs(last), bars_of(recipe, home, last, symbols=among).xs(last)["close"]
     then, now = mark/prints, tonight["close"]/tonight["raw_close"] # adjusted price of a share, in prints
     off = (now.reindex(held)/then.reindex(held) - 1).abs().dropna()
     if (off > NOISE).any(): raise ValueError(

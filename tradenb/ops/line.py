@@ -28,6 +28,7 @@ from ..models.base import clone, out_of_fold, parameters, save
 from ..models.base import load as load_model
 from .recipe import Data, Macro, Recipe, named
 from .supply import END, expected, store_of, supply
+from .supply import named as renamed
 
 # %% ../../nbs/ops/line.ipynb #19917af3
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def bars_of(
 )->pd.DataFrame:                    # panel of prints, not adjusted
     "A recipe's bars as they were known"
     d = recipe.data
-    return store_of(recipe, home).as_of("bars", known, symbols or d.symbols, start=d.start, end=last or d.end)
+    seen = store_of(recipe, home).as_of("bars", known, symbols or d.symbols, start=d.start, end=last or d.end)
+    return renamed(d, seen)
 
 # %% ../../nbs/ops/line.ipynb #6ae3f448
 def dataset(
