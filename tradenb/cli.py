@@ -54,10 +54,11 @@ def choices(
     "The overrides that the shared options stand for"
     if simulated and files: raise ValueError("--simulated and --files are two different markets; give one of them")
     out:list[str] = []
-    if simulated: out += ["data.source=market", "data.settings={universe: simulated}", "data.symbols=null"]
+    if simulated or files: out += ["data.universe=null", "data.symbols=null"]
+    if simulated: out += ["data.source=market", "data.settings={universe: simulated}"]
     if files:
         path = json.dumps({"path": str(files.expanduser().resolve())})
-        out += ["data.source=files", f"data.settings={path}", "data.symbols=null"]
+        out += ["data.source=files", f"data.settings={path}"]
     return out + list(sets or [])
 
 # %% ../nbs/cli.ipynb #031d4f75

@@ -112,10 +112,25 @@ def renamed(self:Universe,
     at=None,            # as resolve has it
 )->pd.DataFrame:        # panel, each company under its last ticker
     "The same rows, each company under one name"
-    ids = self.resolve(check_panel(panel), at=at)["id"].to_numpy()
-    names = _last_names(self.table).reindex(ids).to_numpy()
-    index = pd.MultiIndex.from_arrays([panel.index.get_level_values("session"), names], names=["session", "symbol"])
-    return check_panel(panel.set_axis(index).sort_index())
+    (days, old), (i, j), of = check_panel(panel).index.levels, panel.index.codes, self.table
+    place = _places(of, days, old)[i, j] if at is None else np.full(len(panel), -1)
+    if (place < 0).any(): # resolve says what is wrong, or knows the names of `at`
+        ids = self.resolve(panel, at=at)["id"].to_numpy()
+        place = pd.Series(np.arange(len(of)), of["id"]).groupby(level=0).last().reindex(ids).to_numpy()
+    names, codes = np.unique(of["id"].map(_last_names(of)).to_numpy(object), return_inverse=True)
+    code = codes[place]
+    order = np.lexsort((code, i))
+    index = pd.MultiIndex(levels=[days, pd.Index(names, dtype="str")], codes=[i[order], code[order]],
+                          names=["session", "symbol"])
+    return check_panel(panel.take(order).set_axis(index.remove_unused_levels()))
+
+def _places(table, days, symbols):
+    "The place in `table` of the listing in force, -1 where there is none: (sessions, symbols)"
+    out, at = np.full((len(days), len(symbols)), -1), symbols.get_indexer(table["symbol"])
+    start = days.searchsorted(table["first"])
+    end = days.searchsorted(table["last"].fillna(_EVER), side="right")
+    for k in np.flatnonzero(at >= 0): out[start[k]:end[k], at[k]] = k
+    return out
 
 # %% ../../nbs/data/universe.ipynb #413f3c95
 def _last_names(table):
