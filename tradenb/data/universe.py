@@ -118,11 +118,11 @@ def renamed(self:Universe,
         ids = self.resolve(panel, at=at)["id"].to_numpy()
         place = pd.Series(np.arange(len(of)), of["id"]).groupby(level=0).last().reindex(ids).to_numpy()
     names, codes = np.unique(of["id"].map(_last_names(of)).to_numpy(object), return_inverse=True)
-    code = codes[place]
+    worn, code = np.unique(codes[place], return_inverse=True)
     order = np.lexsort((code, i))
-    index = pd.MultiIndex(levels=[days, pd.Index(names, dtype="str")], codes=[i[order], code[order]],
+    index = pd.MultiIndex(levels=[days, pd.Index(names[worn], dtype="str")], codes=[i[order], code[order]],
                           names=["session", "symbol"])
-    return check_panel(panel.take(order).set_axis(index.remove_unused_levels()))
+    return check_panel(panel.take(order).set_axis(index))
 
 def _places(table, days, symbols):
     "The place in `table` of the listing in force, -1 where there is none: (sessions, symbols)"
