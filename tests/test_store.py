@@ -225,7 +225,7 @@ def test_a_writer_that_waits_says_for_whom(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bars", "chain"])
-@pytest.mark.parametrize("at_step", range(1, 17, 2))
+@pytest.mark.parametrize("at_step", range(1, 21, 2))
 def test_a_kill_at_each_step_of_an_append_leaves_all_or_nothing(tmp_path, monkeypatch, kind, at_step):
     make = rows if kind == "bars" else quotes
     store = Store(tmp_path)
@@ -245,11 +245,11 @@ def test_a_kill_at_each_step_of_an_append_leaves_all_or_nothing(tmp_path, monkey
         try: store.append(kind, news)
         except KeyboardInterrupt: pass
     after = Store(tmp_path)
+    def all_there(found): return len(found) == 6 and (kind == "bars" or found["open_interest"].notna().all())
     found = after.as_of(kind, END)
-    assert len(found) == 6 or fingerprint(found) == before
+    assert all_there(found) or fingerprint(found) == before
     after.append(kind, news)
-    found = after.as_of(kind, END)
-    assert len(found) == 6 and (kind == "bars" or found["open_interest"].notna().all())
+    assert all_there(after.as_of(kind, END))
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -266,7 +266,17 @@ def test_strangers_files_are_left_alone(tmp_path):
 
 def test_many_appends_are_merged_and_keep_every_version(tmp_path, quick):
     store, days = Store(tmp_path), sessions("2024-01-02", "2024-06-28")
+    real = os.replace
+
+    def dies(old, new):
+        if str(new).endswith("manifest.json"): raise KeyboardInterrupt
+        real(old, new)
+
     for k in range(40):
+        if k == 31:  # which merges the small files, and is killed before the new list stands
+            with mock.patch("os.replace", dies), pytest.raises(KeyboardInterrupt):
+                store.append("bars", rows(DAYS[0], close=float(k)), fetched_at=at(days[k]))
+            assert store.as_of("bars", days[k])["close"].iloc[0] == 30
         store.append("bars", rows(DAYS[0], close=float(k)), fetched_at=at(days[k]))
     assert len(store.home.manifest()["files"]) < 32 and len(list(tmp_path.glob("bars/*/*"))) < 32
     assert store.sql("SELECT count(*) AS n FROM bars")["n"].item() == 80
@@ -449,6 +459,18 @@ def test_history_reaches_further_back_also_in_a_store_in_use(home):
     assert len(store.as_of("bars", DAYS[5])) == 18
 
 
+def test_a_name_that_joined_since_the_last_evening_was_in_no_answer(home):
+    store, true = Store(home), walk(20)
+    joined = true[(true["symbol"] == "BB") & (true["session"] < DAYS[10])]
+    store.append("bars", true[(true["symbol"] == "AA") & (true["session"] <= DAYS[14])], fetched_at=at(DAYS[14]))
+    store.append("bars", joined.drop(index=joined.index[3]), fetched_at=at(DAYS[16]))  # its history alone: no evening of the store
+    store.append("bars", joined, fetched_at=at(DAYS[17]))
+    assert len(store.as_of("bars", DAYS[9], "BB")) == 10
+    store.append("bars", true[true["session"] == DAYS[17]], fetched_at=at(DAYS[17]))
+    store.append("bars", true[(true["symbol"] == "BB") & (true["session"] < DAYS[12])], fetched_at=at(DAYS[18]))
+    assert len(store.as_of("bars", DAYS[17], "BB")) == 11 and len(store.as_of("bars", DAYS[18], "BB")) == 13
+
+
 def test_columns_may_come_late_and_go_again(home):
     store = Store(home)
     store.append("bars", rows(DAYS[-1]))
@@ -495,6 +517,7 @@ def test_nobody_sees_the_open_interest_of_a_session_at_its_close(home, quick, wa
         for s, figure in seen.items():
             i = DAYS.get_loc(s)
             assert figure == counts[i - 1] if i else np.isnan(figure)
+        assert store.as_of("open_interest", DAYS[t])["session"].max() < DAYS[t]
     after = store.as_of("chain", DAYS[8]).set_index("session")["open_interest"]
     assert after.get(DAYS[fixed + 1]) == 2e6
 

@@ -98,11 +98,16 @@ def _seen(recipe, home, session):
         try: return gather(recipe, home, session, update=False, restated=True)
         except QualityError: raise red from None
 
+def _one_fetch(market):
+    "Was everything fetched at one instant? Then it is on one basis, and nothing was adjusted anew since"
+    at = market.panel["fetched_at"]
+    return at.min() == at.max()
+
 NOISE = 2e-3 # how far cents in an adjusted close can move a factor, as a fraction of it
 
 def _one_basis(recipe, home, market):
     "Raise if old and new rows of an evening were adjusted on different days"
-    if "adj_close" not in market.panel or {"split", "dividend"} & set(market.panel): return
+    if "adj_close" not in market.panel or {"split", "dividend"} & set(market.panel) or _one_fetch(market): return
     now = bars_of(recipe, home, END, market.last)
     then = market.panel[["raw_close", "adj_close"]].reindex(now.index)
     moved = (then["adj_close"]/then["raw_close"]) / (now["adj_close"]/now["close"])
@@ -117,7 +122,7 @@ def _one_basis(recipe, home, market):
 def _same_shares(recipe, home, ledger, market):
     "Raise if a share of the account is not a share of tonight's market any more"
     last = ledger.last and ledger.last.session
-    if not last or last not in market.panel.index.levels[0]: return
+    if not last or last not in market.panel.index.levels[0] or _one_fetch(market): return
     held = [str(s) for s in np.asarray(ledger.book.symbols)[ledger.book.shares != 0]]
     if not held: return
     mark = pd.Series(ledger.book.marks, ledger.book.symbols)[held]
