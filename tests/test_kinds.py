@@ -34,6 +34,7 @@ def holds(out, kind):
     assert out[list(of.key)].notna().all(axis=None)
     assert not np.isinf(out.select_dtypes("float").to_numpy()).any()
     if "known_at" in out: assert (out["known_at"] >= out["session"]).all()
+    for c in out.columns[[TYPES.get(c) == "name" for c in out]]: assert not out[c].str.contains("[<>,\x00-\x1f]").any()
     if "right" in out: assert set(out["right"]) <= {"C", "P"}
     if "time" in out: assert (out["time"].dt.tz_convert("America/New_York").dt.date == out["session"].dt.date).all()
 
@@ -61,7 +62,8 @@ STRANGE = st.one_of(st.none(), st.text(max_size=12), st.floats(), st.integers(-1
 def test_whatever_stands_in_a_cell_it_is_typed_or_refused_by_name(kind, where, row, value, whole):
     frame = good(kind).astype(object)
     name = frame.columns[where % len(frame.columns)]
-    frame[name] = pd.Series([value if whole or i == row else v for i, v in enumerate(frame[name])], dtype=object)
+    strange = pd.Series([value if whole or i == row else v for i, v in enumerate(frame[name])], dtype=object)
+    frame[name] = strange.infer_objects() if whole and not isinstance(value, str) else strange
     try: out = tidy(frame, kind, "the reply")
     except ValueError as e:
         assert str(e).startswith("the reply") and len(str(e)) < 300, e
@@ -96,6 +98,19 @@ def test_a_column_that_lacks_is_named(kind):
     for c in (*of.key, *of.needs):
         if c == "root" or (c == "session" and "time" in of.key): continue
         with pytest.raises(ValueError, match=f"the frame has no .*{c}.*; {kind} have"): tidy(frame.drop(columns=c), kind)
+
+
+@pytest.mark.parametrize("kind, wrong, said", [
+    ("minutes", dict(time="2024-01-02 10:00"), "time in row 1 is '2024-01-02 10:00'.*write instants with their zone"),
+    ("minutes", dict(session="2024-01-09"), "session of a minute is its date in New York"),
+    ("minutes", dict(time=1704207600000), "time in row 1 is 1704207600000.*write instants"),
+    ("chain", dict(underlying="<script>"), "underlying in row 1 is '<script>'"), ("chain", dict(root="a,b"), "root in row 1 is 'a,b'"),
+    ("chain", dict(underlying="SPX240119C04700000"), "that is a contract"), ("chain", dict(right="X"), "is a call .C. or a put"),
+    ("chain", dict(strike=0), "a contract has a strike"), ("chain", dict(expiry="soon"), "expiry in row 1 is 'soon'"),
+    ("bars", dict(session=True), "session in row 1 is"), ("bars", dict(session=pd.Timedelta(days=1)), "session in row 1 is")])
+def test_what_is_wrong_is_named_with_its_cure(kind, wrong, said):
+    frame = good(kind).drop(columns="known_at").assign(**wrong)
+    with pytest.raises(ValueError, match=said): tidy(frame, kind)
 
 
 @pytest.mark.parametrize("word", MISSING)

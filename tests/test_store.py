@@ -253,6 +253,16 @@ def test_a_kill_at_each_step_of_an_append_leaves_all_or_nothing(tmp_path, monkey
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_what_stands_is_never_written_in_place(tmp_path):
+    store, held = Store(tmp_path/"home"), {}
+    store.append("bars", rows(DAYS[0]), fetched_at=at(DAYS[0]))
+    for i, path in enumerate(p for p in (tmp_path/"home").rglob("*") if p.is_file() and p.name != ".lock"):
+        os.link(path, tmp_path/str(i))  # another name of the same bytes
+        held[tmp_path/str(i)] = path.read_bytes()
+    store.append("bars", rows(DAYS[1]), fetched_at=at(DAYS[1]))
+    assert len(held) == 3 and all(path.read_bytes() == data for path, data in held.items())
+
+
 def test_strangers_files_are_left_alone(tmp_path):
     store = Store(tmp_path)
     store.append("bars", rows(DAYS[0]))
@@ -518,6 +528,7 @@ def test_nobody_sees_the_open_interest_of_a_session_at_its_close(home, quick, wa
             i = DAYS.get_loc(s)
             assert figure == counts[i - 1] if i else np.isnan(figure)
         assert store.as_of("open_interest", DAYS[t])["session"].max() < DAYS[t]
+    with pytest.raises(ValueError, match="nothing of open_interest was known"): store.as_of("open_interest", DAYS[0])
     after = store.as_of("chain", DAYS[8]).set_index("session")["open_interest"]
     assert after.get(DAYS[fixed + 1]) == 2e6
 

@@ -231,16 +231,30 @@ def data_fetch(what:What, names:Names=None, start:Start=None, end:End=None, kind
 def data_audit(what:What="recipes/ranker.yml", names:Names=None, start:Start=None, end:End=None, kind:Kind="bars",
                sets:Settings=None, home:HomeDir=Path("var"),
                simulated:Simulated=False, files:Files=None,
-               page:Annotated[bool, typer.Option("--page", help="Also render the data quality report.")]=False):
-    "Fetch what is missing and say what the gate finds: GREEN, AMBER, or RED with the cure. Exits with 3 on RED."
+               page:Annotated[bool, typer.Option("--page", help="Also render the data quality report.")]=False,
+               other:Annotated[Path | None, typer.Option(metavar="PATH", help="Another vendor's table.")]=None):
+    """Fetch what is missing and say what the gate finds: GREEN, AMBER, or RED with the cure. Exits with 3 on RED.
+
+    A folder of files can be audited as it lies there: `tradenb data audit path/to/folder` reads every table in it.
+    """
+    over = choices(sets, simulated, files)
+    if Path(what).is_dir(): return _quality("recipes/ranker.yml", [], home, Path(what).name, False, files=what)
     from tradenb.ops.supply import judged, supply
     from tradenb.ops.terminal import audit_table
-    over = choices(sets, simulated, files)
     d = _wanted(home, what, names, start, end, over)
     found = judged(d, supply(d, home, kind, progress=sys.stderr.isatty()).store, kind)
     console.print(audit_table(found))
-    if page: _quality(what, over, home, d)
+    if page or other:
+        if not what.endswith((".yml", ".yaml")):
+            raise ValueError("--page wants a recipe: tradenb data audit recipes/ranker.yml --page")
+        against = {"other": str(other.resolve())} if other else {}
+        _quality(what, over, home, Path(what).stem, str(d.settings.get("universe")) == "simulated", **against)
     if found.status == "RED": raise typer.Exit(3)
+
+def _quality(recipe, over, home, place, simulated, **told):
+    _begin(home)
+    if "files" in told: told = {"files": str(Path(told["files"]).resolve())}
+    _page("data_quality", place, recipe, over, home, simulated, **told)
 
 # %% ../nbs/cli.ipynb #0dc845e8
 @data_app.command("backfill")
@@ -279,12 +293,6 @@ def data_sql(what:What, query:Annotated[str, typer.Argument(help="DuckDB's SQL o
     from tradenb.ops.supply import store_of
     answer = store_of(_wanted(home, what, None, None, None, sets), home).sql(query)
     console.print(answer.to_string(max_rows=40), highlight=False)
-
-# %% ../nbs/cli.ipynb #10264270
-def _quality(what, over, home, d):
-    recipe = what if what.endswith((".yml", ".yaml")) else None
-    if not recipe: raise ValueError("--page wants a recipe: tradenb data audit recipes/ranker.yml --page")
-    _page("data_quality", Path(what).stem, recipe, over, home, str(d.settings.get("universe")) == "simulated")
 
 # %% ../nbs/cli.ipynb #5fb2d643
 @app.command()

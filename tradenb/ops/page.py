@@ -161,7 +161,7 @@ table.dataframe :is(th, td) { padding: .28em .75em; border: 0; border-bottom: 1p
 table.dataframe thead tr:last-child th { border-bottom: 2px solid var(--bs-secondary-color) }
 table.dataframe tbody th { text-align: left; font-weight: 500 }
 table.dataframe :is(th, td).text { text-align: left }
-table.dataframe td.text { white-space: normal; max-width: 21em }
+table.dataframe td.text { white-space: normal; max-width: 21em; overflow-wrap: anywhere }
 table.dataframe tbody tr:hover { background: var(--bs-tertiary-bg) }
 table.api td:first-child { white-space: nowrap }
 .cell-output { margin: .2rem 0 1.1rem }
