@@ -196,8 +196,8 @@ def wanted(
     import yaml
     settings = dict(s.split("=", 1) for s in sets or [] if "=" in s)
     if wrong := [s for s in sets or [] if "=" not in s]: raise ValueError(f"--set {wrong[0]} should be KEY=VALUE")
-    return Data(source=what, symbols=_listed(names), settings={k: yaml.safe_load(v) for k, v in settings.items()},
-                start=start, end=end)
+    said = {k: yaml.safe_load(v) for k, v in settings.items()}
+    return Data.model_validate(dict(source=what, symbols=_listed(names), settings=said, start=start, end=end))
 
 # %% ../nbs/cli.ipynb #fbf59f57
 def _listed(names):

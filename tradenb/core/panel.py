@@ -66,9 +66,9 @@ def wide(
     index = panel.index.remove_unused_levels()
     (sessions, symbols), (i, j) = index.levels, index.codes
     nothing = np.nan if values.dtype.kind == "f" else np.datetime64("NaT")
-    matrix = np.full((len(sessions), len(symbols)), nothing, values.dtype)
-    matrix[i, j] = values
-    return pd.DataFrame(matrix, index=sessions, columns=symbols)
+    matrix = np.full(len(sessions) * len(symbols), nothing, values.dtype)
+    matrix[i.astype(np.intp)*len(symbols) + j] = values # one place a row, and no copy: this is walked through all day
+    return pd.DataFrame(matrix.reshape(len(sessions), len(symbols)), index=sessions, columns=symbols, copy=False)
 
 # %% ../../nbs/core/panel.ipynb #aa47246e
 def _column(panel, name):

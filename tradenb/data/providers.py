@@ -12,7 +12,6 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -260,7 +259,7 @@ def fetch(
     **settings,                      # the source's own: universe=, path=, base= ..., and keep=, calls= of parts
 )->pd.DataFrame:                     # flat, sorted by session and symbol: the kind's columns and PROVENANCE
     "What `source` says, in one shape, with its provenance"
-    whole, failed = [], {}
+    whole, failed = [], dict[str, Exception]()
     for names, answer in parts(source, symbols, start, end, kind, fetched_at, **settings):
         if isinstance(answer, Exception): failed |= dict.fromkeys(names, answer)
         else: whole.append(answer)

@@ -166,7 +166,8 @@ def _ask(basket, source, names, span, kind, now, settings, bar):
     "Ask one question; gives back {name: error} of what failed"
     back = LOOK_BACK.get(kind, timedelta(0)) if source not in LOCAL else timedelta(0)
     start = None if span[0] == date.min else pd.Timestamp(span[0]) - back
-    end, before, failed = None if span[1] == date.max else pd.Timestamp(span[1]), basket.store.calls[source], {}
+    end, before = None if span[1] == date.max else pd.Timestamp(span[1]), basket.store.calls[source]
+    failed:dict = {}
     def calls(n): basket.store.calls[source] = before + n
     asked = dict(keep=basket.store.raw.keep, calls=calls) if found(source).vendor else {}
     if not asked: calls(1)

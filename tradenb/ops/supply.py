@@ -99,7 +99,7 @@ def judged(
     d = recipe.data if isinstance(recipe, Recipe) else recipe
     seen = store.as_of(kind, END, symbols=d.symbols, start=d.start, end=d.end)
     if kind == "bars": seen = named(d, seen)
-    return audit(seen, end=expected(d, now), **({} if kind in ("bars", "macro") else {"kind": kind}))
+    return audit(seen, end=expected(d, now), kind=None if kind in ("bars", "macro") else kind)
 
 def expected(
     data:Data,                     # what was asked for
@@ -175,10 +175,11 @@ SAMPLES = {"fred": "DGS10", "cboe": "VIX"} # what to ask a source of macro serie
 SPAN = {"bars": 250, "minutes": 1, "chain": 0, "macro": 250} # sessions of a sample, by kind
 
 def _sampled(of, source, kind, symbol, at, settings):
-    last, requests = last_closed(at), []
+    last, requests = last_closed(at), list[int]()
     names = [symbol or SAMPLES.get(source, "SPY")] if of.vendor else symbol
-    span = (next_session(last, -SPAN[kind]) if SPAN[kind] else last, last) if of.vendor else (None, None)
-    try: frame = fetch(source, names, *span, kind, at, **({"calls": requests.append} if of.vendor else {}), **settings)
+    start, end = (next_session(last, -SPAN[kind]) if SPAN[kind] else last, last) if of.vendor else (None, None)
+    if of.vendor: settings = {"calls": requests.append} | settings
+    try: frame = fetch(source, names, start, end, kind, at, **settings)
     except (ValueError, OSError) as refusal: return [("answer", str(refusal), False)]
     if frame.empty: return [("answer", "an empty table: nothing of it in this plan, or no such symbol", False)]
     sent = [("requests", str(max(requests)), True)] if requests else []

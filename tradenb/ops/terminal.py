@@ -107,12 +107,12 @@ def audit_table(
     for row in found.findings.head(most).to_dict("records"):
         cells = [escape(str(row.get(c, ""))) for c in ("check", "symbol", "count", "said", "cure")]
         t.add_row(f"[{_COLOUR[row['status']]}]{cells[0]}[/]", *cells[1:])
-    if len(found.findings) > most: t.caption = f"and {len(found.findings) - most} more: findings of the audit has them all"
+    if len(found.findings) > most: t.caption = f"and {len(found.findings) - most} more"
     return t
 
 # %% ../../nbs/ops/terminal.ipynb #c1eb847c
 def plan_table(
-    rows:"pd.DataFrame", # kind, what, found, ok
+    rows,                # a frame of kind, what, found, ok
     title:str,           # whose
 )->Table:                # for a rich console
     "What was found out about a source"
