@@ -47,7 +47,7 @@ lint: $(VENV)/.dev
 lessons: $(VENV)/.dev
 	$(BIN)/nbdev_test --n_workers 2 --timing
 suite: $(VENV)/.dev
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests -n 2 --dist worksteal
 coverage: $(VENV)/.dev ## how much of the library the notebooks' lessons and the suite run, by room
 	PATH="$(abspath $(BIN)):$$PATH" sh .ci/coverage
 bench: $(VENV)/.peers ## speed against named peers, in the same run

@@ -688,3 +688,20 @@ def test_a_database_keeps_replies_in_a_folder(postgres, tmp_path):
     with pytest.raises(ValueError, match="replies lie in a folder"): Store(postgres).raw  # noqa: B018
     assert Store(postgres, folder=tmp_path).raw.folder == tmp_path/"raw"
     assert repr(Store(postgres)).endswith("empty)") and "@" in repr(Store(postgres)) and ":" in repr(Store(postgres))
+
+
+def test_a_source_that_dates_its_revisions_is_believed_and_one_that_does_not_is_not(tmp_path):
+    "First release, revision, and what each evening knew; a later change under an old release date is a correction of today"
+    rows = pd.DataFrame({"session": ["2023-12-01", "2023-12-01"], "symbol": "UNRATE", "value": [3.7, 3.8],
+                         "known_at": ["2024-01-05", "2025-01-10"]})
+    store, at = Store(tmp_path/"s"), pd.Timestamp("2025-06-02 22:00Z")
+    assert store.append("macro", rows, vendor="fred", fetched_at=at) == 2
+    assert store.append("macro", rows, vendor="fred", fetched_at=at + pd.Timedelta(days=1)) == 0
+    def known(day): return store.as_of("macro", day)["value"].tolist()
+    assert (known("2024-01-05"), known("2025-01-09"), known("2025-01-10")) == ([3.7], [3.7], [3.8])
+    later = rows.iloc[1:].assign(value=3.9, known_at="2025-06-06")
+    assert store.append("macro", later, vendor="fred", fetched_at=pd.Timestamp("2025-06-20 22:00Z")) == 1
+    assert (known("2025-06-05"), known("2025-06-06")) == ([3.8], [3.9])
+    silent = rows.iloc[1:].assign(value=4.0)
+    assert store.append("macro", silent, vendor="fred", fetched_at=pd.Timestamp("2025-07-01 22:00Z")) == 1
+    assert (known("2025-01-10"), known("2025-06-30"), known("2025-07-01")) == ([3.8], [3.9], [4.0])

@@ -238,3 +238,34 @@ def test_a_chain_from_the_command_line(prices, vendor, command, tmp_path):
         assert code == 0 and "chain" in said, said
         code, said = command("data", "audit", "polygon", "SPY", "--kind", "chain")
         assert code in (0, 3) and "SPY" in said, said
+
+
+def releases():
+    rows = [("2023-11-01", 3.7, "2023-12-08"), ("2023-12-01", 3.7, "2024-01-05"), ("2023-12-01", 3.8, "2025-01-10"), ("2024-01-01", 3.7, "2024-02-02")]
+    frame = pd.DataFrame(rows, columns=["session", "value", "known_at"]).assign(symbol="UNRATE")
+    return frame.astype({"session": "datetime64[us]", "known_at": "datetime64[us]"})
+
+
+def test_macro_series_from_the_command_line_to_parquet(vendor, command, tmp_path):
+    "FRED's vintages: what each evening knew, and a second fetch that sends nothing"
+    with vendor("fred", releases()) as server:
+        for rows, requests in ((4, 1), (0, 0)):
+            code, said = command("data", "fetch", "fred", "UNRATE", "--kind", "macro", "--start", "2023-11-01")
+            assert code == 0 and sent(said) == requests and f"{rows} rows written" in said, said
+        assert len(server.requests) == 1
+    folder, = (tmp_path/"var"/"store").glob("fred-*")
+    store = Store(folder)
+    def december(evening): return store.as_of("macro", evening)["value"].loc["2023-12-01"].tolist()
+    assert (december("2024-06-03"), december("2025-06-02")) == ([3.7], [3.8])
+    for key in keys_of("fred").values(): assert key.encode() not in everything_under(tmp_path)
+
+
+def test_an_index_of_volatility_needs_no_key(command, tmp_path, monkeypatch):
+    values = pd.DataFrame({"session": sessions("2024-01-02", "2024-03-28"), "symbol": "VIX", "value": 13.5})
+    with Replay(spoken("cboe").cboe(values)) as server:
+        monkeypatch.setenv("TRADENB_CBOE_BASE", server.url)
+        for requests in (1, 0):
+            code, said = command("data", "fetch", "cboe", "VIX", "--kind", "macro", "--start", "2024-01-02", "--end", "2024-03-28")
+            assert code == 0 and sent(said) == requests, said
+    folder, = (tmp_path/"var"/"store").glob("cboe-*")
+    assert len(Store(folder).as_of("macro", "2024-03-28")) == len(values)

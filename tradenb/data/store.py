@@ -45,9 +45,10 @@ def _instants(at):
 
 # %% ../../nbs/data/store.ipynb #08dd1f32
 def _once(frame, of):
-    if not frame.duplicated([*of.key, "vendor"]).any(): return frame
+    key = [*of.key, "vendor", "known_at"] # a revision has a release of its own
+    if not frame.duplicated(key).any(): return frame
     frame = frame.drop_duplicates([c for c in frame if c != "fetched_at"], ignore_index=True)
-    if not (again := frame.duplicated([*of.key, "vendor"])).any(): return frame
+    if not (again := frame.duplicated(key)).any(): return frame
     first = frame.loc[again, [*of.key]].iloc[0]
     said = ", ".join(f"{v:%Y-%m-%d}" if c in ("session", "expiry") else str(v) for c, v in first.items())
     raise ValueError(f"{again.sum()} ({', '.join(of.key)}) rows say two things, first ({said}); keep one of each, or "

@@ -65,23 +65,33 @@ def coded(
 # %% ../../nbs/data/versions.ipynb #02c7b148
 def news(
     old:pd.DataFrame,      # versions that are there, oldest write first; at least those of the sessions in `new`
-    new:pd.DataFrame,      # what came in, with PROVENANCE; each key once a vendor, on an index of its own
+    new:pd.DataFrame,      # what came in, with PROVENANCE; a key once a vendor and release, on an index of its own
     of:Kind,               # whose key counts
     late=False,            # which rows of `new` are known from their fetch on, whether seen before or not
 )->pd.DataFrame:           # rows of `new`, known_at set
     "What `new` says and `old` does not"
     key, n = _keys(pd.concat([old[[*of.key, "vendor"]], new[[*of.key, "vendor"]]])), len(old)
-    again = np.isin(key[n:], key[:n]) | late
+    dated = (new["known_at"] > new["session"]).to_numpy() # by its source
+    repeated = dated & _stands(key, old, new, of) if n and dated.any() else np.zeros(len(new), bool)
+    again = np.isin(key[n:], key[:n]) & ~(dated & _newer(key, old, new)) | late
     since = _evenings(new.loc[again, "fetched_at"]).reindex(new.index) if again.any() else new["known_at"]
     new = new.assign(known_at=np.fmax(new["known_at"].to_numpy(), since.to_numpy()))
-    if not n: return new
-    known, times = pd.factorize(pd.concat([old["known_at"], new["known_at"]]), sort=True)
+    return new[~(repeated | _stands(key, old, new, of))] if n else new
+
+# %% ../../nbs/data/versions.ipynb #ba7d510b
+def _stands(key, old, new, of):
+    "Which rows say what was in force at their `known_at`"
+    n, (known, times) = len(old), pd.factorize(pd.concat([old["known_at"], new["known_at"]]), sort=True)
     version = folded([key, known], [key.max() + 1, len(times)])
     order = np.argsort(version[:n], kind="stable") # of two versions of one evening, the later one is in force
     at = np.searchsorted(version[:n][order], version[n:], side="right") - 1
-    return new[~(_same(new, old.iloc[order[at]], of) & (at >= 0) & (key[order[at]] == key[n:]))]
+    return _same(new, old.iloc[order[at]], of) & (at >= 0) & (key[order[at]] == key[n:])
 
-# %% ../../nbs/data/versions.ipynb #ba7d510b
+def _newer(key, old, new):
+    "Which rows are released after every version of them that is there"
+    newest = pd.Series(old["known_at"].to_numpy()).groupby(key[:len(old)]).max().reindex(key[len(old):]).to_numpy()
+    return new["known_at"].to_numpy() > newest
+
 def _keys(rows):
     codes, values = zip(*(pd.factorize(rows[c]) for c in rows), strict=True)
     return folded(list(codes), [len(v) for v in values])
