@@ -336,5 +336,5 @@ def main():
     except (ValueError, TypeError, OSError, RuntimeError, KeyError) as e:
         if os.environ.get("TRADENB_DEBUG"): raise
         said = e.args[0] if isinstance(e, KeyError) and e.args else e
-        Console(stderr=True).print(f"[bold red]error[/] {escape(str(said))}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error[/] {escape(str(said))}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
