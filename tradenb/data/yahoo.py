@@ -145,7 +145,7 @@ def _crumb(wire):
         try: wire.get_text("https://fc.yahoo.com/", headers=_AGENT)
         except VendorError as e:
             if e.what != "unknown": raise # it answers 404, and gives its cookie
-    crumb = wire.get_text("/v1/test/getcrumb", headers=_AGENT).strip()
+    crumb = wire.get_text("/v1/test/getcrumb", headers=_AGENT, secret=True).strip()
     wire.hide(crumb)
     return crumb
 
