@@ -308,6 +308,8 @@ def site(out:Annotated[Path, typer.Option(help="Where the site goes.")]=Path("_d
 @app.command()
 def doctor():
     "Say what this machine is and what of tradenb works on it."
+    from dotenv import load_dotenv
+    load_dotenv(Path(".env"))
     t = Table(box=box.SIMPLE_HEAD, show_header=False)
     for name, ok, said in examined(): t.add_row("[green]ok[/]" if ok else "[yellow]no[/]", name, escape(said))
     console.print(t)
@@ -324,10 +326,21 @@ def examined()->list[tuple[str, bool, str]]:
     real = os.environ.get("TRADENB_REAL_DATA", "")
     told = "TRADENB_REAL_DATA is set" if real else "TRADENB_REAL_DATA is not set: its tests skip"
     free = shutil.disk_usage(".").free/2**30
+    out += [_vendor(name) for name in ("polygon", "alpha_vantage", "alpaca", "yfinance", "fmp", "fred", "cboe")]
     return out + [("demo data", demo, "real prices, no network" if demo else "pip install 'tradenb[demo]'"),
                   ("quarto", bool(q := shutil.which("quarto")), q or "not found: the embedded renderer does it"),
                   ("real data", bool(real), told),
                   ("disk", free > 2, f"{free:.0f} GiB free")]
+
+# %% ../nbs/cli.ipynb #af216dc3
+def _vendor(name):
+    from tradenb.data.providers import found
+    packages = {"polygon": "polygon-api-client", "alpha_vantage": "alpha_vantage", "alpaca": "alpaca-py",
+                "yfinance": "yfinance"}
+    try: version(packages.get(name, "tradenb"))
+    except PackageNotFoundError: return name, False, f"no {packages[name]}: pip install 'tradenb[vendors]'"
+    unset = [k for k in found(name).vendor.keys if not os.environ.get(k)]
+    return name, not unset, f"{', '.join(unset)} not set" if unset else "ready"
 
 # %% ../nbs/cli.ipynb #d956ecc1
 def main():
