@@ -196,6 +196,10 @@ def wanted(
     import yaml
     settings = dict(s.split("=", 1) for s in sets or [] if "=" in s)
     if wrong := [s for s in sets or [] if "=" not in s]: raise ValueError(f"--set {wrong[0]} should be KEY=VALUE")
+    from tradenb.data.providers import found
+    if found(what).vendor and not names and not start:
+        raise ValueError(f"{what} is asked for names, or for all of them since a day: "
+                         f"tradenb data fetch {what} AAPL MSFT, or --start YYYY-MM-DD")
     said = {k: yaml.safe_load(v) for k, v in settings.items()}
     return Data.model_validate(dict(source=what, symbols=_listed(names), settings=said, start=start, end=end))
 
@@ -280,7 +284,7 @@ def data_validate(source:Annotated[str, typer.Argument(metavar="SOURCE", help="p
     "Fetch one sample of each kind that a source offers, and say what the plan delivers."
     from tradenb.ops.supply import validate
     from tradenb.ops.terminal import plan_table
-    d = _wanted("var", source, None, None, None, sets)
+    d = _wanted("var", source, [symbol or "SPY"], None, None, sets)
     with console.status(f"asking {source}"): rows = validate(source, symbol, **d.settings)
     console.print(plan_table(rows, f"{source}: what this plan delivers"))
     if not rows["ok"].where(rows["what"].isin(["rows"]), False).any(): raise typer.Exit(1)
@@ -291,7 +295,8 @@ def data_sql(what:What, query:Annotated[str, typer.Argument(help="DuckDB's SQL o
              sets:Settings=None, home:HomeDir=Path("var")):
     "Ask a source's store with SQL (read only)."
     from tradenb.ops.supply import store_of
-    answer = store_of(_wanted(home, what, None, None, None, sets), home).sql(query)
+    any_name = None if what.endswith((".yml", ".yaml")) else ["*"]
+    answer = store_of(_wanted(home, what, any_name, None, None, sets), home).sql(query)
     console.print(answer.to_string(max_rows=40), highlight=False)
 
 # %% ../nbs/cli.ipynb #5fb2d643
