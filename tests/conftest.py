@@ -2,6 +2,7 @@
 import itertools
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,3 +51,16 @@ def new_home(request, tmp_path) -> Callable[[], str]:
 def home_address(new_home) -> str:
     "Where there is no store yet: a folder; then, the test once more, a schema of a real database"
     return new_home()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    "The command line, run here: exit code, and what it said in one line"
+    from tradenb.cli import main
+    monkeypatch.chdir(tmp_path)
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["tradenb", *map(str, args)])
+        with pytest.raises(SystemExit) as e: main()
+        said = capsys.readouterr()
+        return e.value.code or 0, " ".join((said.out + said.err).split())
+    return run

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tradenb.cli import main
 from tradenb.core.calendar import sessions
 
 SMALL = """
@@ -16,17 +15,6 @@ features: [core14]
 model: {xgboost: {n_estimators: 10}}
 rules: [{top_bottom: {k: 2}}]
 """
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tradenb", *map(str, args)])
-        with pytest.raises(SystemExit) as e: main()
-        said = capsys.readouterr()
-        return e.value.code or 0, " ".join((said.out + said.err).split())
-    return run
 
 
 @pytest.fixture

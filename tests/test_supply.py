@@ -5,13 +5,11 @@ What a vendor says is the demo's own bars, so that what comes out at the other e
 import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tradenb.cli import main
 from tradenb.core.calendar import sessions
 from tradenb.data.market import bars as market_bars
 from tradenb.data.providers import ROOMS, found
@@ -23,6 +21,14 @@ DIALECT = {"yfinance": "yahoo", "fred": "series", "cboe": "series"}
 NAMES = ["AAPL", "BAC", "CAT", "DIS", "GE", "HD", "IBM", "INTC", "JNJ", "JPM", "KO", "MCD",
          "MMM", "MRK", "MSFT", "PFE", "PG", "T", "TRV", "UTX", "VZ", "WMT", "XOM", "CVX"]
 FIRST, LAST, NEXT = "2009-09-01", "2010-05-27", "2010-05-28"
+RECIPE = f"""
+name: {{name}}
+data: {{{{source: {{source}}, symbols: [{", ".join(NAMES)}], start: {FIRST}, end: {LAST}}}}}
+features: [core14]
+model: {{{{xgboost: {{{{n_estimators: 5}}}}}}}}
+rules: [{{{{top_bottom: {{{{k: 4}}}}}}}}, {{{{gross: {{{{cap: 1.0}}}}}}}}]
+split: {{{{walk_forward: {{{{train: 80, test: 40, embargo: 5}}}}}}}}
+"""
 ONE_BY_ONE = {"alpha_vantage", "yfinance"} # no endpoint answers for many names with their dividends
 
 
@@ -40,17 +46,6 @@ def keys_of(source):
 def prices():
     frame = market_bars("stocks_2009", FIRST, NEXT)
     return frame[frame["symbol"].isin(NAMES)].drop(columns=["adj_close", "sector", "vendor"]).reset_index(drop=True)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tradenb", *map(str, args)])
-        with pytest.raises(SystemExit) as e: main()
-        said = capsys.readouterr()
-        return e.value.code or 0, " ".join((said.out + said.err).split())
-    return run
 
 
 @pytest.fixture
@@ -144,14 +139,7 @@ def test_validate_says_what_a_plan_delivers(source, prices, vendor, command):
 
 def test_a_recipe_is_about_the_same_store(prices, vendor, command, tmp_path):
     recipe = tmp_path/"mine.yml"
-    recipe.write_text(f"""
-name: mine
-data: {{source: polygon, symbols: [{", ".join(NAMES)}], start: {FIRST}, end: {LAST}}}
-features: [core14]
-model: {{xgboost: {{n_estimators: 5}}}}
-rules: [{{top_bottom: {{k: 4}}}}, {{gross: {{cap: 1.0}}}}]
-split: {{walk_forward: {{train: 80, test: 40, embargo: 5}}}}
-""")
+    recipe.write_text(RECIPE.format(name="mine", source="polygon"))
     with vendor("polygon", prices) as server:
         code, said = command("data", "fetch", recipe)
         assert code == 0 and sent(said) == len(server.requests)
@@ -164,14 +152,7 @@ def test_a_week_of_symbols_is_lost_and_found(prices, vendor, command, tmp_path):
     "The story: a vendor loses a week of symbols, training is refused and names them; it mends itself, backfill, training runs"
     lost = prices["symbol"].isin(["AAPL", "IBM", "KO"]) & prices["session"].between("2010-02-01", "2010-02-05")
     recipe = tmp_path/"mine.yml"
-    recipe.write_text(f"""
-name: mine
-data: {{source: polygon, symbols: [{", ".join(NAMES)}], start: {FIRST}, end: {LAST}}}
-features: [core14]
-model: {{xgboost: {{n_estimators: 5}}}}
-rules: [{{top_bottom: {{k: 4}}}}, {{gross: {{cap: 1.0}}}}]
-split: {{walk_forward: {{train: 80, test: 40, embargo: 5}}}}
-""")
+    recipe.write_text(RECIPE.format(name="mine", source="polygon"))
     with vendor("polygon", prices[~lost]):
         code, said = command("data", "audit", recipe)
         assert code == 3 and "RED" in said and all(n in said for n in ("AAPL", "IBM", "KO")), said
@@ -190,14 +171,7 @@ def test_two_vendors_of_the_same_data_give_the_same_strategy(prices, vendor, com
     answers = {}
     for source in ("polygon", "alpaca"):
         recipe = tmp_path/f"{source}.yml"
-        recipe.write_text(f"""
-name: swapped
-data: {{source: {source}, symbols: [{", ".join(NAMES)}], start: {FIRST}, end: {LAST}}}
-features: [core14]
-model: {{xgboost: {{n_estimators: 5}}}}
-rules: [{{top_bottom: {{k: 4}}}}, {{gross: {{cap: 1.0}}}}]
-split: {{walk_forward: {{train: 80, test: 40, embargo: 5}}}}
-""")
+        recipe.write_text(RECIPE.format(name="swapped", source=source))
         with vendor(source, prices):
             code, said = command("backtest", recipe, "--no-page", *(["--no-track"] if source == "alpaca" else []))
             assert code == 0, said
