@@ -67,13 +67,15 @@ def supply(
     "Ask the source for what its store does not have"
     d = recipe.data if isinstance(recipe, Recipe) else recipe
     store = store_of(d, home)
-    said = dict(kind=kind, again=again, progress=progress, **_turns(d, home), **d.settings)
-    rows = store.update(d.source, d.symbols, d.start, d.end, **said)
+    rows = _asked(store, d, home, d.symbols, d.start, d.end, kind=kind, again=again, progress=progress)
     return Supplied(store, rows, sum(store.calls.values()))
 
-def _turns(data, home):
-    "Where processes share a vendor's rate limit"
-    return {"folder": Path(home)/"turns"} if found(data.source).vendor and "folder" not in data.settings else {}
+def _asked(store, data, home, names, first, last, **how):
+    "Rows written; processes share a vendor's rate limit in a folder of `home`"
+    if found(data.source).vendor: how["folder"] = Path(home)/"turns"
+    return store.update(data.source, names, first, last, **{**how, **data.settings})
+
+
 
 # %% ../../nbs/ops/supply.ipynb #ba4a25be
 def named(
@@ -151,8 +153,7 @@ def backfill(
     if asked and whole: asked = [(None, asked[0][1], max(last for _, _, last in asked))]
     for names, first, last in asked:
         span = (d.start, d.end) if whole else (first, last)
-        said = dict(again=True, progress=progress, **_turns(d, home), **d.settings)
-        rows += store.update(d.source, names or d.symbols, *span, **said)
+        rows += _asked(store, d, home, names or d.symbols, *span, again=True, progress=progress)
     return Backfilled(before, judged(d, store), asked, rows, sum(store.calls.values()))
 
 # %% ../../nbs/ops/supply.ipynb #bdf560a9
