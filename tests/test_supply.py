@@ -259,3 +259,15 @@ def test_the_shelves_may_be_in_postgresql(postgres, prices, vendor, command, tmp
     code, said = command("data", "sql", "polygon", "SELECT symbol, count(*) AS n FROM bars WHERE NOT gone GROUP BY symbol ORDER BY symbol")
     assert code == 0 and all(f"{n} {(prices['symbol'] == n).sum() - 1}" in said for n in NAMES[:4]), said
     assert not list(tmp_path.rglob("*.parquet")) and list(tmp_path.rglob("log.jsonl"))
+
+
+def test_open_interest_of_its_own_date_is_seen_a_session_later(prices, vendor, tmp_path):
+    "This vendor's figure for a date is published the next morning: the row of t shows that of the session before"
+    days = sessions("2024-01-03", "2024-01-05")
+    told = pd.concat([chain_of(d, 100. + n) for n, d in enumerate(days)], ignore_index=True)
+    told["expiry"] += pd.DateOffset(years=-2)
+    store = Store(tmp_path/"store")
+    with vendor("alpha_vantage", prices, None, told) as server:
+        store.update("alpha_vantage", ["SPY"], days[0], days[-1], kind="chain", base=server.url)
+    seen = store.as_of("chain", days[-1]).groupby("session")["open_interest"].max()
+    assert seen.isna().tolist() == [True, False, False] and seen.iloc[1:].tolist() == [100., 101.]
