@@ -24,11 +24,12 @@ from ..data.quality import Audit, audit, eligible
 from ..data.store import fingerprint
 from ..execution.backtest import run
 from ..execution.ledger import Ledger
-from ..models.base import clone, out_of_fold, parameters, save
+from ..models.base import clone, out_of_fold, out_of_fold_paths, parameters, save
 from ..models.base import load as load_model
 from .recipe import Data, Macro, Recipe, named
 from .supply import END, expected, store_of, supply
 from .supply import named as renamed
+from ..validation.trials import Trials
 
 # %% ../../nbs/ops/line.ipynb #19917af3
 @dataclass(frozen=True)
@@ -167,8 +168,15 @@ def last_training(
     ds:Dataset,    # every row that may be scored
 )->Dataset:        # the rows that the last fold learns from
     "What tonight's model may learn from"
-    *_, (train, _test) = recipe.split.make("split").split(ds)
-    return ds.take(train)
+    return ds.take(_last_fold(recipe.split.make("split"), ds)[0])
+
+def _last_fold(splitter, ds):
+    "Positions of what tonight's model learns from, and of tonight's rows; cross-validation leaves nothing known out"
+    at, known = ds.sessions, ds.known_at.to_numpy()
+    if getattr(splitter, "trains_on_later", False):
+        return np.flatnonzero(known < at[-1].to_datetime64()), np.flatnonzero(at == at[-1])
+    *_, (train, test) = splitter.split(ds)
+    return train, test[at[test] == at[-1]]
 
 def trained(
     recipe:Recipe,       # what to learn
@@ -188,18 +196,20 @@ def score(
     home:str | Path,     # fitted models are kept here
     progress:bool=False, # show a bar over the folds
     n_jobs:int=-1,       # folds at a time; -1: as many as there are cores. The scores are the same
-)->pd.Series:            # score, in the label's unit, by (session, symbol)
+    backend:str="loky",  # loky (processes), threading, dask, ray. The scores are the same
+    trials:Trials|bool|None=True, # the ledger on which this is put; True: the nearest; None: none, for a null
+)->pd.Series|pd.DataFrame: # score, in the label's unit, by (session, symbol); a column a path where the split has paths
     "Every session scored by a model that knew nothing of it"
-    return out_of_fold(learner(recipe, home), ds, recipe.split.make("split"), n_jobs=n_jobs, progress=progress)
+    splitter = recipe.split.make("split")
+    ask = out_of_fold_paths if hasattr(splitter, "paths") else out_of_fold
+    strategy = f"{recipe.name} {recipe.digest()}"
+    return ask(learner(recipe, home), ds, splitter, n_jobs, backend, progress, trials, strategy)
 
 # %% ../../nbs/ops/line.ipynb #603edf39
 class _Tonight:
     "The last fold of a splitter, tested on its last session only"
     def __init__(self, splitter): self.splitter = splitter
-    def split(self, ds):
-        *_, (train, test) = self.splitter.split(ds)
-        at = ds.sessions
-        yield train, test[at[test] == at[-1]]
+    def split(self, ds): yield _last_fold(self.splitter, ds)
 
 # %% ../../nbs/ops/line.ipynb #b7ae0871
 @timed
@@ -210,7 +220,7 @@ def tonight(
 )->tuple[pd.Series, Path]: # scores of the last session, and the folder of the model that gave them
     "The last session scored, and by whom"
     by, fold = learner(recipe, home), _Tonight(recipe.split.make("split"))
-    scores = out_of_fold(by, ds, fold)
+    scores = out_of_fold(by, ds, fold, trials=None) # no label is known, there is nothing to judge
     (train, _), = fold.split(ds)
     return scores, by.folder/by.key(ds.take(train))
 

@@ -71,8 +71,9 @@ def _line(book, i):
 
 # %% ../../nbs/ops/terminal.ipynb #76edd3a6
 def backtest_table(
-    done,      # a Backtest
-)->Panel:      # for a rich console
+    done,           # a Backtest
+    place:dict|None=None, # among all trials, as ops.history.judged gives it; None: it is not told
+)->Panel:           # for a rich console
     "A backtest's headline numbers as a table"
     import numpy as np
 
@@ -91,7 +92,12 @@ def backtest_table(
         rows.add_row(name.replace("_", " "), _band(t.loc[name].to_dict(), pct=pct))
     rows.add_row("turnover", f"{days['turnover'].mean():.1%} of NAV a day, costs {_usd(f['cost_usd'])}")
     rows.add_row("NAV", f"[bold]{_usd(days['nav'].iloc[-1])}[/]")
-    said = verdict(days["ret"], gross=days["gross"], rng=np.random.default_rng(0))
+    if place and place["dsr"] is not None:
+        many = f"{place['trials']} on these names and days, effectively {place['effective']:.0f}"
+        rows.add_row("trials", f"{many}; this is number {place['number']}" if place["trials"] > 1 else "the first")
+        rows.add_row("DSR", f"{place['dsr']:.2f}  [dim]probability that this is no luck; the bar is 0.95[/]")
+    several = dict(trials=place["trials"], effective=place["effective"], variance=place["variance"]) if place else {}
+    said = verdict(days["ret"], gross=days["gross"], rng=np.random.default_rng(0), **several)
     return Panel(Group(rows, "", said), title=f"[bold]{f['name']}[/]  backtest", box=box.ROUNDED, expand=False,
                  padding=(1, 2), width=100)
 
