@@ -5,6 +5,7 @@ SESSION ?=
 BIN     := $(VENV)/bin
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+EVERYTHING := demo,dev,vendors,postgres,oracles,dask,ray
 NEEDS   := settings.ini setup.py constraints.txt
 export PYTHONDONTWRITEBYTECODE ?=
 
@@ -22,13 +23,13 @@ $(VENV)/.demo: $(BIN)/python $(NEEDS)
 	$(PIP) -e '.[demo]'
 	@touch $@
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) -e '.[demo,dev,vendors,postgres]'
+	$(PIP) -e '.[$(EVERYTHING)]'
 	@touch $@
 $(VENV)/.lab: $(VENV)/.dev
-	$(PIP) -e '.[demo,dev,vendors,postgres,lab]'
+	$(PIP) -e '.[$(EVERYTHING),lab]'
 	@touch $@
 $(VENV)/.peers: $(VENV)/.dev
-	$(PIP) -e '.[demo,dev,vendors,postgres,peers]'
+	$(PIP) -e '.[$(EVERYTHING),peers]'
 	@touch $@
 
 # --- the day ----------------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,15 @@ from hypothesis import strategies as st
 
 from tradenb.core.calendar import sessions
 from tradenb.core.panel import check_panel, long
-from tradenb.features.context import calendar_features, vix_features
-from tradenb.features.price import CORE14, Trailing, core14, momentum, trend
+from tradenb.features.price import CORE14, INPUTS, core14, inputs, momentum, trend
+from tradenb.features.timeframes import timeframe
+from tradenb.features.windows import Trailing
 
 same = np.testing.assert_array_equal
 FAMILIES = dict(core14=(core14, 21), momentum=(lambda p: momentum(p, (5, 20, 37)), 37),
-                trend=(lambda p: trend(p, (10, 33), step=7), 40), calendar=(calendar_features, 1))
+                trend=(lambda p: trend(p, (10, 33), step=7), 40), inputs=(inputs, 252),
+                weekly=(lambda p: timeframe(p, momentum, windows=(2, 5)), 30),
+                monthly=(lambda p: timeframe(p, "core14", "month"), 23 * 22))
 
 
 def market(n_sessions, n_symbols, seed, gaps=0.02, start="2017-01-03"):
@@ -30,8 +33,9 @@ def market(n_sessions, n_symbols, seed, gaps=0.02, start="2017-01-03"):
     listed[n_sessions * 2 // 3:, n_symbols // 2] = False
     kept = listed & (rng.random(shape) >= gaps)
     kept[:, 1] = True
-    return long(**{name: pd.DataFrame(np.where(kept, x, np.nan), days, names)
-                   for name, x in dict(high=close + width, low=close - width, close=close, volume=volume).items()})
+    open = close + width * rng.uniform(-1, 1, shape)
+    return long(**{name: pd.DataFrame(np.where(kept, x, np.nan), days, names) for name, x in
+                   dict(open=open, high=close + width, low=close - width, close=close, volume=volume).items()})
 
 
 def oracle(panel):
@@ -69,6 +73,62 @@ def test_momentum_and_trend_are_rolling_means():
     ours = trend(panel)
     assert ours.notna().any().all()
     np.testing.assert_allclose(ours, want[list(ours)], rtol=1e-9, atol=1e-12)
+
+
+def test_inputs_are_the_table():
+    panel = market(300, 6, seed=8, gaps=0.0005)
+    o, h, l, c, v = (panel[name].unstack() for name in ("open", "high", "low", "close", "volume"))
+    r, gap, day = c.pct_change(fill_method=None), o / c.shift(1) - 1, (c / o - 1).where(c.shift(1).notna())
+    roll = lambda x, n, f: x.rolling(n).apply(f, raw=True)
+    apart = lambda w: np.std(w, ddof=1)
+    table = {f"momentum_{n}": c / c.shift(n) - 1 for n in (5, 20, 60, 126)}
+    table |= {f"z_{n}": (c - roll(c, n, np.mean)) / roll(c, n, apart) for n in (20, 60)}
+    table |= {f"realised_vol_{n}": 252**.5 * roll(np.log(c / c.shift(1)), n, apart) for n in (20, 60)}
+    table |= {f"band_{n}": (c - l.rolling(n).min()) / (h.rolling(n).max() - l.rolling(n).min()) for n in (20, 60)}
+    table |= {f"drawdown_{n}": c / h.rolling(n).max() - 1 for n in (126, 252)}
+    table |= dict(dollar_adv_20=roll(c * v, 20, np.mean), gap=gap, gap_mean_20=roll(gap, 20, np.mean), gap_std_20=roll(gap, 20, apart))
+    table["overnight_share_20"] = roll(gap, 20, np.var) / (roll(gap, 20, np.var) + roll(day, 20, np.var))
+    for n in (60, 126): table |= regressions(r, n)
+    want, got = on_rows(table, panel)[INPUTS], inputs(panel)
+    assert got.notna().any().all()
+    for name in got:  # to a billionth of the value, or of the column's own spread
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-9, atol=1e-9 * np.nanstd(want[name]), err_msg=name)
+    prints = panel.assign(raw_close=panel["close"] * 2, raw_volume=panel["volume"] * 3)
+    np.testing.assert_allclose(inputs(prints)["dollar_adv_20"], 6 * got["dollar_adv_20"])
+    np.testing.assert_allclose(inputs(panel, year=52)["idio_vol_60"], (52 / 252)**.5 * got["idio_vol_60"])
+
+
+def regressions(r, n):
+    "Each name's returns on the mean of all, a least squares in every window"
+    m, made = r.mean(axis=1).to_numpy(), np.full((3, *r.shape), np.nan)
+    for t in range(n, len(r)):
+        x = np.column_stack([np.ones(n), m[t - n + 1:t + 1]])
+        for s in np.flatnonzero(r.iloc[t - n + 1:t + 1].notna().all()):
+            y = r.iloc[t - n + 1:t + 1, s].to_numpy()
+            b = np.linalg.lstsq(x, y, rcond=None)[0]
+            left = ((y - x @ b)**2).sum()
+            made[:, t, s] = b[1], 1 - left / ((y - y.mean())**2).sum(), (252 * left / (n - 2))**.5
+    return {f"{name}_{n}": pd.DataFrame(x, r.index, r.columns) for name, x in zip(("beta", "r2", "idio_vol"), made, strict=True)}
+
+
+@pytest.mark.parametrize("every", ["week", "month"])
+def test_a_session_reads_the_last_period_that_was_over(every):
+    panel = market(100, 3, seed=9, gaps=0.1, start="2024-01-17")
+    begin, open_days, bars = panel.index[0][0], sessions("2023-11-01", "2024-12-31"), {}
+    period = pd.Series([d.isocalendar()[:2] if every == "week" else (d.year, d.month) for d in open_days], open_days)
+    first, last = (period.drop_duplicates(keep=k) for k in ("first", "last"))
+    fields, seen = dict(open="first", high="max", low="min", close="last", volume="sum"), []
+    for day, symbol in panel.index:  # the sentence, row by row
+        latest = last[last.index <= day].iloc[-1]
+        if symbol not in bars: bars[symbol] = panel.xs(symbol, level=1)
+        rows = bars[symbol][bars[symbol].index.isin(open_days[period == latest])]
+        whole = first.index[first == latest][0] >= begin and len(rows)
+        seen.append([rows[c].iloc[{"first": 0, "last": -1}[f]] if f in ("first", "last") else rows[c].agg(f)
+                     for c, f in fields.items()] if whole else [np.nan] * 5)
+    ours = timeframe(panel, lambda bars: bars, every)
+    assert list(ours) == [f"{c}_{every[0]}" for c in fields]
+    np.testing.assert_allclose(ours.to_numpy(), np.array(seen, float), rtol=1e-12)
+    assert ours.notna().any().all() and ours.isna().any().all()
 
 
 @given(n=st.integers(2, 70), rows=st.integers(1, 80), seed=st.integers(0, 2**32 - 1))
@@ -160,44 +220,6 @@ def test_no_trade_is_missing_and_never_infinite():
     f = core14(market(100, 4, seed=6, gaps=0)).xs("S000", level=1)
     assert f[["volume_vol", "volume_ratio", "volume_trend"]].isna().all(axis=None)
     assert f.drop(columns=["volume_vol", "volume_ratio", "volume_trend"]).tail(30).notna().all(axis=None)
-
-
-@given(seed=st.integers(0, 2**32 - 1), cut=st.integers(5, 48))
-@settings(max_examples=5, deadline=None)
-def test_vix_knows_what_was_published_and_no_more(seed, cut):
-    rng = np.random.default_rng(seed)
-    days = sessions("2019-01-02", "2019-12-31")
-    at = np.sort(rng.integers(0, 50, 70))
-    macro = pd.DataFrame(dict(session=days[at], symbol="VIX", value=rng.uniform(9, 80, 70),
-                              known_at=days[at + rng.integers(0, 12, 70)]))
-    panel = pd.DataFrame(index=pd.MultiIndex.from_product([days[:50], ["A", "B"]], names=["session", "symbol"]))
-    ours = vix_features(panel, macro).xs("A", level=1)
-    by_hand = []
-    for today in days[:50]:  # the definition, with nothing remembered from one evening to the next
-        out = macro[macro["known_at"] <= today].sort_values(["known_at", "session"], kind="stable")
-        x = out.drop_duplicates("session", keep="last").set_index("session").sort_index()["value"].tail(20)
-        fresh = len(x) and (today - x.index[-1]).days <= 7
-        by_hand.append((x.iloc[-1], x.iloc[-1] / x.iloc[-2] - 1 if len(x) > 1 else np.nan,
-                        x.iloc[-1] / x.mean() - 1 if len(x) == 20 else np.nan) if fresh else (np.nan,) * 3)
-    np.testing.assert_allclose(ours, by_hand, rtol=1e-12)
-
-    out = macro[macro["known_at"] <= days[cut]]
-    if len(out): same(vix_features(panel, out).xs("A", level=1).loc[:days[cut]], ours.loc[:days[cut]])
-
-
-def test_every_scheduled_holiday_of_thirty_years_is_seen_coming():
-    days = sessions("1991-01-02", "2025-12-31")
-    f = calendar_features(pd.DataFrame(index=pd.MultiIndex.from_product([days, ["X"]], names=["session", "symbol"]))).droplevel(1)
-    closed = pd.bdate_range(days[0], days[-1]).difference(days)
-    eves = days[[days.searchsorted(d) - 1 for d in closed]]
-    unforeseen = f.loc[eves, "to_holiday"].ne(0).to_numpy()
-    # September 2001, a hurricane, and presidents' funerals (that of 2007 followed New Year's Day, whose eve was an eve anyway)
-    assert set(closed[unforeseen].strftime("%Y-%m-%d")) == {
-        "1994-04-27", "2001-09-11", "2001-09-12", "2001-09-13", "2001-09-14", "2004-06-11", "2012-10-29", "2012-10-30",
-        "2018-12-05", "2025-01-09"}
-    after = days[[days.searchsorted(d) for d in closed if d < days[-1]]]
-    assert f.loc[after, "after_holiday"].eq(0).all() and f["after_holiday"].eq(0).sum() == len(set(after)) + 1
-    assert f["half_day"].sum() > 50 and f.notna().all(axis=None)
 
 
 @pytest.mark.real

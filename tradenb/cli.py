@@ -99,8 +99,9 @@ def backtest(
     r = begin(home, lambda: load(recipe, over))
     with console.status("gathering and auditing the data, then a bar over the folds"):
         done = run(r, home, permute, progress=sys.stderr.isatty(), n_jobs=jobs, backend=backend)
-    console.print(backtest_table(done, judged(done, home) if permute is None else None))
-    told = dict(recipe=str(recipe.resolve()), overrides=over, permute=permute)
+    among = judged(done, home) if permute is None else None
+    console.print(backtest_table(done, among))
+    told = dict(recipe=str(recipe.resolve()), overrides=over, permute=permute, tried=among["trials"] if among else 0)
     place, dream = f"{r.name}/{done.folder.name}", done.facts["simulated"]
     page = None if no_page else show_page("backtest", place, home, dream, **told)
     if track: tracked(done, home, page)

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.calendar import START, sessions
-from .seasons import calendar_features, earnings_season, of_sessions
+from .seasons import calendar_features as calendar_features
+from .seasons import earnings_season as earnings_season
+from .seasons import of_sessions
 
 # %% ../../nbs/features/context.ipynb #4050e781
 LOOKBACK = {"vix_features": 1, "vix_term": 1, "macro_features": 1} # sessions of the panel; readings are told with each

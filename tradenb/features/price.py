@@ -6,6 +6,8 @@
 __all__ = ['CORE14', 'INPUTS', 'LOOKBACK', 'core14', 'momentum', 'inputs', 'trend']
 
 # %% ../../nbs/features/price.ipynb #ade10bf7
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numba import njit
@@ -23,7 +25,7 @@ def core14(
     "The fourteen features of the ranker; look-back 21 sessions"
     grid = Grid(panel)
     everybody = _market(grid)
-    return on_rows(grid, ["high", "low", "close", "volume"], CORE14, lambda *bars: _core14(*bars, everybody))
+    return on_rows(grid, ["high", "low", "close", "volume"], CORE14, lambda h, l, c, v: _core14(h, l, c, v, everybody))
 
 # %% ../../nbs/features/price.ipynb #15bbb5f6
 def _core14(high, low, close, volume, everybody):
@@ -43,6 +45,7 @@ def _core14(high, low, close, volume, everybody):
     yield "volume_ratio", _last(volume, usual)
     yield "volume_trend", _last(shares.mean(5), usual) - 1
 
+# %% ../../nbs/features/price.ipynb #e203ef55
 def _last(x, window): return x[len(x) - len(window):]/window
 
 # %% ../../nbs/features/price.ipynb #6313c163
@@ -50,6 +53,7 @@ def _market(grid):
     "Mean return of the names that have one, (sessions - 1, 1)"
     return _everybody(numbers(grid.panel, "close", "market_return"), grid.rows)[1:, None]
 
+# %% ../../nbs/features/price.ipynb #3cf6cdaa
 @njit(cache=True)
 def _everybody(close, rows):
     out, before = np.full(len(rows), np.nan), np.full(rows.shape[1], np.nan)
@@ -65,9 +69,9 @@ def _everybody(close, rows):
 
 # %% ../../nbs/features/price.ipynb #c40817d6
 def momentum(
-    panel:pd.DataFrame,          # bars with close (adjusted)
-    windows:tuple=(5,20,60,126), # sessions
-)->pd.DataFrame:                 # mom_n = close/SMA_n - 1, fraction, on the panel's index
+    panel:pd.DataFrame,                  # bars with close (adjusted)
+    windows:Sequence[int]=(5,20,60,126), # sessions
+)->pd.DataFrame:                         # mom_n = close/SMA_n - 1, fraction, on the panel's index
     "Price against its own moving average; look-back the longest window"
     windows = checked(windows)
     def formulas(close):
@@ -80,6 +84,7 @@ INPUTS = ("momentum_5 momentum_20 momentum_60 momentum_126 z_20 z_60 realised_vo
           "band_20 band_60 gap gap_mean_20 gap_std_20 overnight_share_20 drawdown_126 drawdown_252 "
           "beta_60 r2_60 idio_vol_60 beta_126 r2_126 idio_vol_126").split()
 
+# %% ../../nbs/features/price.ipynb #b224b5fa
 def inputs(
     panel:pd.DataFrame, # bars with open, high, low, close (adjusted) and volume, or raw_close and raw_volume
     year:int=252,       # bars a year, by which volatilities are annualised
@@ -127,10 +132,10 @@ def _against(returns, everybody, year):
 
 # %% ../../nbs/features/price.ipynb #d6ae5764
 def trend(
-    panel:pd.DataFrame,          # bars with close (adjusted)
-    windows:tuple=(50,100,200),  # of the simple moving averages, sessions
-    step:int=20,                 # over which an average's slope is taken, sessions
-)->pd.DataFrame:                 # dist_sma_n = close/SMA_n - 1, slope_sma_n = SMA_n/SMA_n[step ago] - 1, fractions
+    panel:pd.DataFrame,                 # bars with close (adjusted)
+    windows:Sequence[int]=(50,100,200), # of the simple moving averages, sessions
+    step:int=20,                        # over which an average's slope is taken, sessions
+)->pd.DataFrame:                        # dist_sma_n = close/SMA_n - 1, slope_sma_n = SMA_n/SMA_n[step ago] - 1
     "Distance from moving averages, and their slope; look-back the longest window and `step`"
     windows = checked(windows)
     if step < 1: raise ValueError(f"step is a number of sessions from 1 up, was {step}")

@@ -30,6 +30,7 @@ def likeness(
     np.fill_diagonal(rho, 1)
     return pd.DataFrame(rho, X.columns, X.columns)
 
+# %% ../../nbs/features/prune.ipynb #71bb7369
 def _ordered(X):
     "Ranks within sessions, centred; over time for columns that say the same of every name"
     r = rank(X, "centred").to_numpy(copy=True)
@@ -82,13 +83,14 @@ def redundant(
     clusters = pd.Series([stand_in[name] for name in X], list(X), name="kept")
     return Pruned([name for name in X if stand_in[name] == name], clusters, rho, tree, threshold)
 
+# %% ../../nbs/features/prune.ipynb #9e7e9241
 def _best(group, importance, rho):
     "The most important, then the most like the others, then the first by name"
     worth = {name: 0. if importance is None else importance[name] for name in group}
     central = rho.loc[group, group].abs().sum()
     return min(group, key=lambda name: (-worth[name], -central[name], name))
 
-# %% ../../nbs/features/prune.ipynb #9e7e9241
+# %% ../../nbs/features/prune.ipynb #2b1896c9
 def _check(X, importance, threshold):
     if not 0 < threshold <= 1: raise ValueError(f"threshold is a likeness above 0, up to 1, was {threshold}; say .9")
     if not X.columns.is_unique:
@@ -97,4 +99,4 @@ def _check(X, importance, threshold):
     if lost := [name for name in X if name not in importance.index or np.isnan(importance[name])]:
         near = get_close_matches(str(lost[0]), map(str, importance.index), 1)
         raise ValueError(f"no importance for {len(lost)} features, first {lost[0]!r}"
-                         + (f", but for {near[0]!r}" if near else "") + "; importance has a number for every column of X")
+                         + (f", but for {near[0]!r}" if near else "") + "; importance has one for every column of X")

@@ -7,6 +7,8 @@ __all__ = ['TECHNICAL', 'SCALE_FREE', 'LOOKBACK', 'sma', 'ema', 'rsi', 'macd', '
            'scale_free']
 
 # %% ../../nbs/features/technical.ipynb #d8475130
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -14,9 +16,9 @@ from .windows import Grid, Trailing, checked, memory, on_rows, smoothed
 
 # %% ../../nbs/features/technical.ipynb #d112c838
 def sma(
-    panel:pd.DataFrame,           # bars with close (adjusted)
-    windows:tuple=(5,20,50,200),  # sessions
-)->pd.DataFrame:                  # sma_n, USD, on the panel's index
+    panel:pd.DataFrame,                   # bars with close (adjusted)
+    windows:Sequence[int]=(5,20,50,200),  # sessions
+)->pd.DataFrame:                          # sma_n, USD, on the panel's index
     "Simple moving averages of the close; look-back the longest window"
     windows = checked(windows)
     return on_rows(Grid(panel), ["close"], [f"sma_{n}" for n in windows], lambda c: _sma(Trailing(c), windows))
@@ -26,9 +28,9 @@ def _sma(prices, windows):
 
 # %% ../../nbs/features/technical.ipynb #975df7b2
 def ema(
-    panel:pd.DataFrame,    # bars with close (adjusted)
-    windows:tuple=(12,26), # n of the step 2/(n+1)
-)->pd.DataFrame:           # ema_n, USD, on the panel's index
+    panel:pd.DataFrame,            # bars with close (adjusted)
+    windows:Sequence[int]=(12,26), # n of the step 2/(n+1)
+)->pd.DataFrame:                   # ema_n, USD, on the panel's index
     "Exponential moving averages of the close, seeded by the mean of the first n"
     windows = checked(windows)
     def formulas(close):
@@ -60,6 +62,7 @@ def macd(
     if not fast < slow: raise ValueError(f"fast is below slow, was {fast} and {slow}; swap them")
     return on_rows(Grid(panel), ["close"], ["macd", "macd_signal", "macd_hist"], lambda c: _macd(c, fast, slow, signal))
 
+# %% ../../nbs/features/technical.ipynb #75a5c3e8
 def _macd(close, fast=12, slow=26, signal=9):
     line = smoothed(close, fast, False, slow - fast) - smoothed(close, slow)
     slowly = smoothed(line, signal)
@@ -78,6 +81,7 @@ def bollinger(
     return on_rows(Grid(panel), ["close"], [f"bb_{x}" for x in ("upper", "lower", "percent", "width")],
                    lambda c: _bollinger(Trailing(c), n, width))
 
+# %% ../../nbs/features/technical.ipynb #9e63f9bd
 def _bollinger(prices, n=20, width=2.):
     middle, far = prices.mean(n), width*np.sqrt(prices.squares(n)/n)
     yield "bb_upper", middle + far
@@ -93,13 +97,14 @@ def atr(
 )->pd.DataFrame:        # atr_n, USD, on the panel's index
     "Average true range"
     n, = checked(n)
-    return on_rows(Grid(panel), ["high", "low", "close"], [f"atr_{n}"], lambda *x: _atr(*x, n))
+    return on_rows(Grid(panel), ["high", "low", "close"], [f"atr_{n}"], lambda h, l, c: _atr(h, l, c, n))
 
 def _atr(high, low, close, n=14):
     before = close[:-1]
     true_range = np.maximum(high[1:], before) - np.minimum(low[1:], before)
     yield f"atr_{n}", smoothed(true_range, n, True)
 
+# %% ../../nbs/features/technical.ipynb #0601cdd2
 def roc(
     panel:pd.DataFrame, # bars with close (adjusted)
     n:int=10,           # sessions
@@ -120,6 +125,7 @@ def technical(
     "The technical indicators as TA-Lib defines them"
     return on_rows(Grid(panel), ["high", "low", "close"], TECHNICAL, _technical)
 
+# %% ../../nbs/features/technical.ipynb #e8e2fa89
 def _technical(high, low, close):
     prices = Trailing(close)
     yield from _sma(prices, (5, 20, 50, 200))

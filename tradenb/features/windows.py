@@ -29,6 +29,7 @@ class Trailing:
     def squares(self, n): return _products(self, None, n)     # sum of squared deviations from the window's mean
     def products(self, series, n): return _products(self, series, n) # of its deviations times those of a series
 
+# %% ../../nbs/features/windows.ipynb #b6cc31c8
 def _fold(of, n, join):
     if n == 1: return of.x
     if (n, join) not in of._seen:
@@ -66,6 +67,7 @@ def _join_squares(x, sums, parts, n, out):
                 apart = b[s] - a[s]
                 row[s] = apart*apart*(.5/half) + (p[s] + q[s])
 
+# %% ../../nbs/features/windows.ipynb #e2853d4f
 @njit(cache=True, nogil=True)
 def _join_products(x, sums, parts, series, series_sums, n, out):
     half, odd = n//2, n % 2
@@ -118,8 +120,9 @@ class Grid:
         index = check_panel(panel).index
         (self.days, i), (self.names, j) = map(_axis, index.levels, index.codes)
         self.panel, self.rows = panel, np.full((len(self.days), len(self.names)), -1, np.int32) # -1: no row
-        _place_rows(*index.codes, i, j, self.rows)
+        _place_rows(index.codes[0], index.codes[1], i, j, self.rows)
 
+# %% ../../nbs/features/windows.ipynb #f0fcf7d7
 def _axis(level, code):
     "The values in use, in order, and the place of each of the level's values among them"
     used = np.flatnonzero(_used(code, len(level)))
@@ -164,6 +167,7 @@ def _lay_out(values, rows, least):
 
 def _least(column): return 0. if column.endswith("volume") else np.nextafter(0, 1)
 
+# %% ../../nbs/features/windows.ipynb #fa361a7e
 @njit(cache=True, nogil=True)
 def _give_back(made, rows, out):
     "A matrix' values to the rows they belong to; it may lack sessions at its start"

@@ -62,7 +62,7 @@ def _said(day): return f"{day:%Y-%m-%d}" if isinstance(day, pd.Timestamp) else f
 # %% ../../nbs/labels/weights.ipynb #229aca35
 def _alive(first, last, group, shape):
     "How many labels live, (sessions, groups)"
-    count = lambda at, rows: np.bincount(at*shape[1] + group, minlength=rows*shape[1]).reshape(rows, -1)
+    count = lambda at, rows: np.bincount(at*shape[1] + group, minlength=rows*shape[1]).reshape(rows, shape[1])
     return np.cumsum(count(first, shape[0]) - count(last + 1, shape[0] + 1)[:-1], axis=0)
 
 # %% ../../nbs/labels/weights.ipynb #fa568aa0
@@ -195,8 +195,9 @@ def linear_decay(
     if not -1 < oldest <= 1: raise ValueError(f"oldest is above -1 and at most 1, was {oldest}; say 0.5")
     at = unique.index.get_level_values("session") if unique.index.nlevels > 1 else unique.index
     gone = unique.groupby(at).sum().sort_index().cumsum()
-    slope = ((1 - oldest) if oldest >= 0 else 1/(1 + oldest))/gone.iloc[-1]
-    line = (1 - slope*(gone.iloc[-1] - gone)).clip(lower=0)
+    total = gone.max() if unique.any() else 1.
+    slope = ((1 - oldest) if oldest >= 0 else 1/(1 + oldest))/total
+    line = (1 - slope*(total - gone)).clip(lower=0)
     return pd.Series(line.reindex(at).to_numpy(), unique.index, name="decay").where(unique.notna())
 
 # %% ../../nbs/labels/weights.ipynb #995dddf6

@@ -113,13 +113,14 @@ def _kept(folder, recipe, market, ds, scores, ledger, last, permute, paths):
     days = by_day(ledger, market)
     y, known = ds.y.reindex(scores.index), ds.known_at.reindex(scores.index)
     folds = recipe.split.make("split").folds(ds.sessions.unique())
+    fitted = folds.index.get_level_values("fold").nunique()
     ics = ic(scores, y[y.notna()]) if scores.groupby(level=0).size().max() > 2 else pd.Series(dtype=float)
     facts = {
         "name": recipe.name, "title": recipe.title, "recipe": recipe.said(), "digest": recipe.digest(),
         "simulated": market.simulated, "vendor": market.vendor, "permute": permute, "flags": sorted(ledger.flags),
         "null": None if permute is None else "moved in time" if alone(ds) else "shuffled within each session",
         "code": code_version(), "data": data_facts(market),
-        "model": {"name": recipe.model.name, "folds": len(folds), "key": last.at_.name, "features": list(ds.X.columns),
+        "model": {"name": recipe.model.name, "folds": fitted, "key": last.at_.name, "features": list(ds.X.columns),
                   "rows": int(ds.y.notna().sum()), "importance": last.model_.importance().to_dict()},
         "metrics": tear(days["ret"], days["market"], days["turnover"]).to_dict(),
         "ic": ic_facts(ics, recipe), "cost_usd": float(days["cost"].sum()), "paths": paths}
@@ -179,7 +180,7 @@ def judged(
     if len(r) < FEW or r.std() < 1e-12: return told
     t, ratio = tear(r), float(r.mean()/r.std(ddof=1))
     given = ratio, len(r), t["skew"], t["kurtosis"]
-    several = place.effective > 1 and place.variance > 0
+    several = place.effective >= 1.5 and place.variance > 0
     told |= dict(psr=float(psr(*given)), min_btl=float(min_btl(place.effective)) if several else None)
     told["dsr"] = float(dsr(*given, trials=place.effective, variance=place.variance)) if several else told["psr"]
     return told

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,16 @@ class Remembered:
     def __init__(self,
         model:Any,         # any Model
         folder:str | Path, # where fitted models are kept
-    ): self.model, self.folder = model, folder
+        weights:tuple=(),  # steps of a recipe, each making weights of the labels' known_at; they multiply
+    ): self.model, self.folder, self.weights = model, folder, weights
+
+    def weighed(self, ds):
+        "The training rows with their weights"
+        w = prod((step.make("weights", events=ds.known_at) for step in self.weights), start=ds.w)
+        return Dataset(ds.X, ds.y, w.rename("w"), ds.known_at) if self.weights else ds
 
     def fit(self, ds):
-        self.at_ = Path(self.folder)/self.key(ds)
+        self.at_, ds = Path(self.folder)/self.key(ds), self.weighed(ds)
         if not self.at_.is_dir(): save(clone(self.model).fit(ds), self.at_, ds)
         self.model_ = load_model(self.at_)
         return self
@@ -146,7 +153,8 @@ class Remembered:
     def predict(self, X): return self.model_.predict(X)
 
     def key(self, ds):
-        "Hash of the model's parameters and of the training rows"
+        "Hash of the model's parameters and of the training rows with their weights"
+        ds = self.weighed(ds)
         kind, h = type(self.model).__name__, hashlib.blake2b(digest_size=10)
         h.update(json.dumps([kind, parameters(self.model), list(ds.X.columns)], sort_keys=True, default=str).encode())
         for a in (ds.X, ds.y, ds.w): h.update(np.ascontiguousarray(a.to_numpy(float)).tobytes())
@@ -160,7 +168,8 @@ def learner(
     "The recipe's model, remembered"
     model = recipe.model.make("model")
     drawn = "seed" in parameters(model) and "seed" not in recipe.model.args
-    return Remembered(recipe.model.make("model", seed=recipe.seed) if drawn else model, Path(home)/"models")
+    model = recipe.model.make("model", seed=recipe.seed) if drawn else model
+    return Remembered(model, Path(home)/"models", tuple(recipe.weights))
 
 # %% ../../nbs/ops/line.ipynb #92a3a241
 def last_training(

@@ -24,28 +24,31 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 # %% ../../nbs/ops/recipe.ipynb #d4b27492
-_WHERE = {
-    "features": {"price": "core14 momentum trend", "context": "calendar=calendar_features vix=vix_features"},
-    "labels": {"horizon": "forward_return"},
-    "validation": {"splits": "walk_forward=WalkForward"},
-    "models": {"trees": "xgboost=XGBoost lightgbm=LightGBM"},
-    "portfolio": {"weights": "filter_negative top_bottom directional rank zscore ewma",
-                  "sizing": "volatility_target gross", "limits": "cap"},
-    "execution": {"costs": "zero=Costs.zero flat=Costs.flat ranker=Costs.ranker"},
+_WHERE: dict[str, tuple[str, dict]] = { # part of a recipe: floor, and its rooms with the names that they lend
+    "features": ("features", {
+        "price": "core14 momentum trend inputs technical", "technical": "scale_free", "timeframes": "timeframe",
+        "cross_section": "cross", "seasons": "calendar=calendar_features earnings_season",
+        "context": "vix=vix_features macro=macro_features", "regimes": "trend_regime volatility_regime"}),
+    "label": ("labels", {"horizon": "forward_return", "barriers": "triple_barrier=barrier_label"}),
+    "weights": ("labels", {"weights": "uniqueness time_decay"}),
+    "split": ("validation", {"splits": "walk_forward=WalkForward purged_kfold=PurgedKFold cpcv=CPCV"}),
+    "model": ("models", {"trees": "xgboost=XGBoost lightgbm=LightGBM"}),
+    "rules": ("portfolio", {"weights": "filter_negative top_bottom directional rank zscore ewma",
+                            "sizing": "volatility_target gross", "limits": "cap"}),
+    "costs": ("execution", {"costs": "zero=Costs.zero flat=Costs.flat ranker=Costs.ranker"}),
 }
-_PART = {"labels": "label", "validation": "split", "models": "model", "portfolio": "rules", "execution": "costs"}
 
 NAMES: dict[str, dict[str, str]] = {
-    _PART.get(floor, floor): {n.split("=")[0]: f"tradenb.{floor}.{room}:{n.split('=')[-1]}"
-                              for room, names in rooms.items() for n in names.split()}
-    for floor, rooms in _WHERE.items()}
+    part: {n.split("=")[0]: f"tradenb.{floor}.{room}:{n.split('=')[-1]}"
+           for room, names in rooms.items() for n in names.split()}
+    for part, (floor, rooms) in _WHERE.items()}
 
 class RecipeError(ValueError):
     "A recipe that cannot be followed: says the file, the key and the cure"
 
 # %% ../../nbs/ops/recipe.ipynb #2ad2c43a
 def named(
-    kind:str,    # which part of a recipe: features, label, split, model, rules or costs
+    kind:str,    # which part of a recipe: features, label, weights, split, model, rules or costs
     name:str,    # the name that the recipe uses
 )->Callable:     # the function or class behind it, imported now
     "What a recipe's name stands for"
@@ -131,6 +134,7 @@ class Recipe(_Strict):
     data: Data = Data()
     features: list[Step] = Field(min_length=1)
     label: Step = Step(name="forward_return")
+    weights: list[Step] = []             # of the rows a model learns from; they multiply. None: all alike
     split: Step = Step(name="walk_forward")
     model: Step
     rules: list[Step] = Field(min_length=1)
@@ -146,8 +150,9 @@ class Recipe(_Strict):
 
     def steps(self)->list[tuple[str, Step]]:
         "Every step with the part of the recipe it belongs to"
-        return [*(("features", s) for s in self.features), ("label", self.label), ("split", self.split),
-                ("model", self.model), *(("rules", s) for s in self.rules), ("costs", self.execution.costs)]
+        return [*(("features", s) for s in self.features), ("label", self.label),
+                *(("weights", s) for s in self.weights), ("split", self.split), ("model", self.model),
+                *(("rules", s) for s in self.rules), ("costs", self.execution.costs)]
 
     def said(self)->dict:
         "The resolved recipe as it was written: `${NAME}` stays a name, so that no secret reaches a log or a run"
@@ -266,7 +271,7 @@ def load(
     for kind, step in recipe.steps():
         if step.name not in NAMES[kind]: raise RecipeError(f"{path}: {_unknown(kind, step.name)}")
     for kind, step in recipe.steps():
-        if kind in ("features", "label"): continue   # these are called with data, later
+        if kind in ("features", "label", "weights"): continue   # these are called with data, later
         try: step.make(kind)
         except RecipeError as e: raise RecipeError(f"{path}: {e}") from None
         except (ValueError, TypeError) as e: raise RecipeError(f"{path}: {kind}.{step.name}: {e}") from None

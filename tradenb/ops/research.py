@@ -15,13 +15,13 @@ from rich.table import Table
 # %% ../../nbs/ops/research.ipynb #6e03b270
 def _number(x, form=".2f")->str: return "" if x is None or x != x else f"{x:{form}}"
 
-_FORMS = dict(ic="+.4f", cost_usd=",.0f") | dict.fromkeys(("turnover", "cagr", "volatility", "max_drawdown"), ".1%")
+_FORMS = dict(ic="+.3f", cost_usd=",.0f") | dict.fromkeys(("turnover", "cagr", "volatility", "max_drawdown"), ".1%")
 
 def _rows(frame, columns, name)->Table:
     "A frame as a table; `columns` says which and in which order"
     t = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     t.add_column(name, overflow="fold")
-    for c in columns: t.add_column(str(c).replace("_", " "), justify="right")
+    for c in columns: t.add_column(str(c).replace("_", " ").removeprefix("max "), justify="right", no_wrap=True)
     for key, row in frame.iterrows():
         cells = [row[c] if isinstance(row[c], str) else _number(row[c], _FORMS.get(c, ".2f")) for c in columns]
         t.add_row(escape(str(key)), *(escape(c) for c in cells))
@@ -60,7 +60,7 @@ def deflated(
     what = "deflated Sharpe ratio" if place["dsr"] != place["psr"] else "probabilistic Sharpe ratio"
     verdict = "which clears the bar of 0.95" if place["dsr"] >= .95 else "below the bar of 0.95"
     said += f" Its {what} is {place['dsr']:.2f}, {verdict}."
-    if place["min_btl"] is not None:
+    if place["min_btl"]:
         said += (f" With so many trials it takes {place['min_btl']:.1f} years of history to expect less than a "
                  "ratio of 1 from the best of them by luck alone.")
     return said

@@ -84,8 +84,8 @@ def compare(
     console.print(compare_table(found))
     place = "-".join(t.facts["name"] for t in found.tests.values())[:80]
     dream = any(t.facts["simulated"] for t in found.tests.values())
-    if not no_page:
-        show_page("compare", place, home, dream, recipes=[str(p.resolve()) for p in recipes], overrides=over)
+    told = dict(recipes=[str(p.resolve()) for p in recipes], overrides=over, tried=int(found.table["trials"].max()))
+    if not no_page: show_page("compare", place, home, dream, **told)
 
 # %% ../../nbs/ops/research_commands.ipynb #43d8de0d
 def trials(home:HomeDir=Path("var"), last:Annotated[int, typer.Option(help="Lines to show.")]=30):

@@ -6,6 +6,7 @@
 __all__ = ['Part', 'parts', 'key', 'says', 'moved', 'Causality', 'findings']
 
 # %% ../../nbs/validation/answers.ipynb #af2017bd
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
@@ -74,21 +75,22 @@ def moved(
     now:Part,              # the answer on another future
     session:pd.Timestamp,  # up to which the two had the same to go by
     tolerance:float=0.,    # moves up to this do not count, relative to values above 1
-):                         # yields (column, key of the earliest row that moved, from when it was fixed, size, label)
+)->Iterator[tuple]:       # (column, key of the earliest row that moved, when it was fixed, size, label, share of rows)
     "What differs of what was fixed at `session`"
     (a, when), (b, late) = was.by(session), now.by(session)
-    if list(a) != list(b): yield "(columns)", None, when.min() if len(when) else was.when.min(), np.inf, was.label
+    if list(a) != list(b): yield "(columns)", None, when.min() if len(when) else was.when.min(), np.inf, was.label, 1.
     if not a.index.equals(b.index):
         there, here = a.index.get_indexer(b.index), b.index.get_indexer(a.index)
         for rows, at in (a[here < 0], when[here < 0]), (b[there < 0], late[there < 0]):
             keys, at = rows.index[told := says(rows)], at[told]
-            if len(at): yield "(rows)", keys[at.argmin()], at.min(), np.inf, was.label
+            if len(at): yield "(rows)", keys[at.argmin()], at.min(), np.inf, was.label, len(at)/max(1, len(when))
         a, b, when = a[here >= 0], b.iloc[here[here >= 0]], when[here >= 0]
     for column in [c for c in a if c in b]:
         which, size = _differ(a[column].to_numpy(), b[column].to_numpy(), tolerance)
         if which.any():
             first = np.flatnonzero(which)[when[which].argmin()]
-            yield column, a.index[first], when[first], size[which].max(), was.label
+            share = which.sum()/(a[column].notna() | b[column].notna().to_numpy()).sum()
+            yield column, a.index[first], when[first], size[which].max(), was.label, share
 
 # %% ../../nbs/validation/answers.ipynb #b3409d76
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def findings(
     name:str,         # what was audited
     cuts,             # evenings
     whole:list[Part], # the answer on all that is there
-    found:list,       # (column, kind, cut, key, when, size, label, why) of all that moved
+    found:list,       # (column, kind, cut, *of `moved`, own words or "") of all that moved
 )->Causality:
     "All that moved, a line a column and kind"
     axis = np.unique(np.concatenate([p.when[~np.isnat(p.when)] for p in whole]))
@@ -148,13 +150,15 @@ def findings(
 # %% ../../nbs/validation/answers.ipynb #78857c25
 def _said(column, of):
     "What all leaks of one column and kind have in common, in words"
-    reach, spans, _, _, size, label, why = zip(*of, strict=True)
+    reach, spans, _, _, size, label, share, why = zip(*of, strict=True)
     if any(why): return max(why, key=len)
     if max(size) < 1e-9: return f"moves by {max(size):.0e}: sums in another order; tolerance=1e-12 accepts that"
     if column == "(columns)": return "change with the future: name them beforehand"
     (made, are, read) = ("come or go",)*3 if column == "(rows)" else ("is made", "is claimed", "reads")
     if any(n > 10 and n > .5*span for n, span in zip(reach, spans, strict=True)):
-        return f"{made} with the whole sample: fit on what was known, or inside each fold"
+        if max(share) > .5: return f"{made} with the whole sample: fit on what was known, or inside each fold"
+        who = "the future decides who was there" if column == "(rows)" else "the whole sample sets a limit"
+        return f"{made} a long way back, in {max(share):.0%} of the rows: a gap is filled backwards, or {who}"
     ahead = _count(max(reach), "session")
     if any(label): return f"{are} {ahead} before it is known: known_at is too early"
     if min(reach) == max(reach): return f"{read} {ahead} ahead: shift by {max(reach)}, or look back only"

@@ -66,8 +66,9 @@ def log_loss(
 )->float:         # nats, 0 is best; log(2) = 0.693 for saying one half always
     "Mean surprise at what happened"
     p, y, w = _rows(scores, outcome, weights, "probability")
-    p = np.clip(p, EPS, 1 - EPS)
-    return float(-w @ np.log(np.where(y == 1, p, 1 - p)) / w.sum())
+    return float(w @ _surprise(p, y) / w.sum())
+
+def _surprise(p, y): return -np.log(np.clip(np.where(y == 1, p, 1 - p), EPS, 1))
 
 # %% ../../nbs/validation/calibration.ipynb #12db4c1d
 def _wilson(share, n, level):
@@ -118,21 +119,27 @@ def calibration_slope(
     "Slope of what happened on what was said"
     if link not in ("logit", "identity"): raise ValueError(f"link is 'logit' or 'identity', was {link!r}")
     p, y, w = _rows(scores, outcome, weights, "probability" if link == "logit" else None)
-    if link == "logit": return _logit_slope(np.log((c := np.clip(p, EPS, 1 - EPS))/(1 - c)), y, w)
+    if link == "logit": return _logit_line(_log_odds(p), y, w)[1]
     m = p - w @ p/w.sum()
     return float(over(w @ (m*y), w @ (m*m)))
 
-def _logit_slope(x, y, w, steps=30):
-    center, scale = w @ x/w.sum(), np.sqrt(w @ x**2/w.sum() - (w @ x/w.sum())**2)
-    if not scale > 1e-9: return np.nan
-    A, b = np.c_[np.ones(len(x)), (x - center)/scale], np.zeros(2)
+def _log_odds(p): return np.log((c := np.clip(p, EPS, 1 - EPS))/(1 - c))
+
+# %% ../../nbs/validation/calibration.ipynb #2e9dd017
+def _logit_line(x, y, w, steps=30)->tuple[float, float]:
+    "Intercept and slope of the likeliest line in log-odds"
+    center = w @ x/w.sum()
+    scale = np.sqrt(w @ (x - center)**2/w.sum())
+    if not scale > 1e-9: return np.nan, np.nan
+    z, b = (x - center)/scale, np.zeros(2)
     for _ in range(steps):
-        f = 1/(1 + np.exp(-np.clip(A @ b, -35, 35)))
-        H = (A.T * (w*f*(1 - f))) @ A
-        if np.linalg.cond(H) > 1e10: return np.nan
-        b += (step := np.linalg.solve(H, A.T @ (w*(y - f))))
-        if np.abs(step).max() < 1e-10: return float(b[1]/scale)
-    return np.nan
+        f = 1/(1 + np.exp(-np.clip(b[0] + b[1]*z, -35, 35)))
+        v, e = w*f*(1 - f), w*(y - f)
+        H = np.array([[v.sum(), v @ z], [v @ z, v @ z**2]])
+        if np.linalg.cond(H) > 1e10 or H[0, 0] < 1e-10*w.sum(): break
+        b += (step := np.linalg.solve(H, [e.sum(), e @ z]))
+        if np.abs(step).max() < 1e-10: return float(b[0] - b[1]*center/scale), float(b[1]/scale)
+    return np.nan, np.nan
 
 # %% ../../nbs/validation/calibration.ipynb #4529d08f
 def rmse(

@@ -31,6 +31,7 @@ class Blocks:
     "What the splitters of this room share; `_shape`: how many blocks there are, and how many of them a fold tests"
     embargo:int
     purge:str
+    trains_on_later = True # which models.base asks before it lets a fold learn from what came after its test
 
     @property
     def _shape(self)->tuple[int, int]: raise NotImplementedError

@@ -47,7 +47,7 @@ def _fates(future, rng):
     out = future.take(_within(of, (fate == 1)[of], rng)).set_axis(future.index)
     out = out.assign(**{c: future[c] for c in _LABELS if c in future})
     factor = np.exp(rng.normal(0, 1, len(future)))
-    factor = np.select([(fate == n)[of] for n in range(3)], [factor, factor[of], np.nan], 1.)
+    factor = np.select([(fate == 0)[of], (fate == 2)[of]], [factor, np.nan], factor[of])
     ends = rng.integers(0, when.max()//2 + 1, len(names))
     return _changed(out, factor, (fate == 0)[of], rng)[(fate[of] != 3) | (when < ends[of])]
 

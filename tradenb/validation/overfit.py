@@ -30,8 +30,9 @@ def moments(
     "Sharpe ratio, length, skew and raw kurtosis of a track record"
     x = np.asarray(returns, float)
     if x.ndim != 1: raise TypeError(f"returns are one track record, had {x.ndim} dimensions; pass one column")
-    if not np.isfinite(x).all(): raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} returns are missing or infinite; "
-                                                  "fillna(0) if days were flat, or dropna()")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} returns are missing or infinite; "
+                         "fillna(0) if days were flat, or dropna()")
     if len(x) < 2 or np.ptp(x) <= 1e-12*np.abs(x).max():
         raise ValueError(f"{len(x)} returns that do not vary have no Sharpe ratio; was anything traded?")
     z = (x - x.mean()) / x.std()
@@ -43,19 +44,19 @@ def _term(sr, skew, kurt, rho=0.)->float:
     if not all(map(math.isfinite, (sr, skew, kurt, rho))):
         raise ValueError(f"sr={sr}, skew={skew}, kurt={kurt}: a number is missing; was anything traded?")
     if kurt < (least := 1 + skew**2) - 1e-9:
-        raise ValueError(f"kurt={kurt:.4g} is impossible beside skew={skew:.4g}, {least:.4g} is the least; the kurtosis is "
-                         "raw here (normal = 3): was an excess kurtosis passed? add 3")
+        raise ValueError(f"kurt={kurt:.4g} is impossible beside skew={skew:.4g}, {least:.4g} is the least; the "
+                         "kurtosis is raw here (normal = 3): was an excess kurtosis passed? add 3")
     if not -1 < rho < 1: raise ValueError(f"rho is a correlation between -1 and 1, was {rho}")
     once, cross, twice = (1 + rho)/(1 - rho), 1/(1 - rho) + rho**2/(1 - rho**2), (1 + rho**2)/(1 - rho**2)
     term = once - cross*skew*sr + twice*(kurt - 1)/4*sr**2
-    if term <= 1e-12: raise ValueError(f"sr={sr:.4g}, skew={skew:.4g}, kurt={kurt:.4g} leave the Sharpe ratio a variance "
-                                       f"of {term:.2g}; do returns take two values only, or are the moments another's?")
-    return term
+    if term > 1e-12: return term
+    raise ValueError(f"sr={sr:.4g}, skew={skew:.4g}, kurt={kurt:.4g} leave the Sharpe ratio a variance of {term:.2g}; "
+                     "do returns take two values only, or are the moments another's?")
 
 # %% ../../nbs/validation/overfit.ipynb #a25cbb95
 def _year(variant, rho=0.):
     if variant not in ("2014", "2025"): raise ValueError(f"variant is '2014' or '2025', was {variant!r}")
-    if rho and variant == "2014": raise ValueError("the variant of 2014 takes returns as independent; rho needs variant='2025'")
+    if rho and variant == "2014": raise ValueError("in 2014 returns are independent; rho needs variant='2025'")
 
 def psr(
     sr:float,           # measured Sharpe ratio, per period
@@ -91,8 +92,8 @@ def min_trl(
 
 # %% ../../nbs/validation/overfit.ipynb #bb6b000b
 def _count(trials)->float:
-    if not (trials >= 1 and math.isfinite(trials)): raise ValueError(f"trials count from 1, this one included, was {trials}")
-    return float(trials)
+    if trials >= 1 and math.isfinite(trials): return float(trials)
+    raise ValueError(f"trials count from 1, this one included, was {trials}")
 
 def expected_max_sharpe(
     n:float, # trials, 1 or more; a fraction where some resemble others
@@ -125,7 +126,7 @@ def dsr(
     _year(variant, rho)
     if n < 2: raise ValueError(f"n counts periods, 2 or more, was {n}")
     variance = 1/(n - 1) if variance is None else variance
-    if not 0 <= variance < math.inf: raise ValueError(f"variance of the trials' Sharpe ratios is 0 or more, was {variance}")
+    if not 0 <= variance < math.inf: raise ValueError(f"variance of the trials' ratios is 0 or more, was {variance}")
     benchmark = math.sqrt(variance) * expected_max_sharpe(trials)
     if variant == "2014": return psr(sr, n, skew, kurt, benchmark)
     return psr(sr, n / _max_variance(_count(trials)), skew, kurt, benchmark, variant, rho)
@@ -147,7 +148,7 @@ def min_btl(
     sharpe:float=1.,  # annualised ratio that the best shall not reach by luck
 )->float:             # years
     "Minimum backtest length: years below which the best of the trials reaches the ratio by luck alone"
-    if not sharpe > 0: raise ValueError(f"sharpe is the annualised ratio that luck shall not reach, above 0, was {sharpe}")
+    if not sharpe > 0: raise ValueError(f"sharpe, the annual ratio that luck shall not reach, is above 0, was {sharpe}")
     return (expected_max_sharpe(trials) / sharpe)**2
 
 # %% ../../nbs/validation/overfit.ipynb #78c63b31

@@ -105,7 +105,8 @@ class PBO:
 
     def __repr__(self):
         low, high = self.band
-        return f"PBO(value={self.value:.3f}, band=({low:.2f}, {high:.2f}), loss={self.loss:.3f}, slope={self.slope:.2f})"
+        return (f"PBO(value={self.value:.3f}, band=({low:.2f}, {high:.2f}), "
+                f"loss={self.loss:.3f}, slope={self.slope:.2f})")
 
 # %% ../../nbs/validation/pbo.ipynb #6807d640
 def pbo(

@@ -99,10 +99,15 @@ def meets(
 )->np.ndarray:         # a truth a row; True as well where the label is not known yet
     "Which rows' labels meet a tested label"
     if purge not in ("time", "symbol"): raise ValueError(f'purge is "time" or "symbol", was {purge!r}')
-    n, lane = len(s.axis), s.index.codes[1].astype(np.intp) if purge == "symbol" else np.zeros_like(s.first)
-    stop = np.minimum(np.maximum(s.last[test], s.first[test]) + embargo, n - 1) + 1
-    marks = _marks(s.first[test], stop, lane[test], lane.max() + 1, n).ravel()
-    return (marks[lane*(n + 1) + s.last + 1] > marks[lane*(n + 1) + s.first]) | (s.last < 0)
+    if embargo < 0: raise ValueError(f"embargo is a number of sessions, 0 or more, was {embargo}")
+    met, n = s.last < 0, len(s.axis)
+    if not len(test): return met
+    first, stop = s.first[test], np.minimum(np.maximum(s.last[test], s.first[test]) + embargo, n - 1) + 1
+    near = np.flatnonzero((s.last >= first.min()) & (s.first < stop.max())) # no other row can meet one
+    lane = s.index.codes[1].astype(np.intp) if purge == "symbol" else np.zeros_like(s.first)
+    marks, at = _marks(first, stop, lane[test], lane.max() + 1, n).ravel(), lane[near]*(n + 1)
+    met[near] = marks[at + s.last[near] + 1] > marks[at + s.first[near]]
+    return met
 
 # %% ../../nbs/validation/purge.ipynb #ad9c097a
 def overlapping(

@@ -33,7 +33,7 @@ def check_returns(
     return r
 
 # %% ../../nbs/validation/record.ipynb #a9b10eec
-SERIES = {"r": "returns", "b": "benchmark", "g": "gross", "u": "turnover", "x": "exposure"}
+SERIES = {"r": "returns", "b": "benchmark", "g": "gross returns", "u": "turnover", "x": "exposure"}
 METRICS:dict[str, Callable] = {}   # by name: functions of any of those letters, (..., sessions)
 
 def metric(

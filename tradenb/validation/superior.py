@@ -53,14 +53,15 @@ class SPA:
     table:pd.DataFrame  # by trial, the best first: excess (a year, fraction), t, p (stepwise, for all trials at once)
 
     def __repr__(self):
-        return f"SPA(p={self.p:.3g} between {self.lower:.3g} and {self.upper:.3g}, best {self.table.index[0]!r} of {len(self.table)})"
+        best, of = self.table.index[0], len(self.table)
+        return f"SPA(p={self.p:.3g} between {self.lower:.3g} and {self.upper:.3g}, best {best!r} of {of})"
 
 # %% ../../nbs/validation/superior.ipynb #970497e9
 def spa(
     returns:pd.DataFrame | np.ndarray,    # daily net simple returns, fraction, (sessions, trials), nothing missing
-    benchmark:pd.Series | None=None,      # the same of what is to be beaten, on the same sessions; None: cash that earns nothing
+    benchmark:pd.Series | None=None,      # what is to be beaten, on the same sessions; None: cash that earns nothing
     n:int=1000,                           # worlds
-    block:float | None=None,              # mean length of a run, sessions; None: the median block_length of the excess returns
+    block:float | None=None,              # mean length of a run, sessions; None: median block_length of the trials
     rng:np.random.Generator | None=None,  # None: default_rng(0), the same worlds every time
 )->SPA:                                   # p for all, and a table by trial
     "Test for superior predictive ability of the best of many trials"
@@ -68,10 +69,10 @@ def spa(
     if len(x) < 20: raise ValueError(f"{len(x)} sessions are too few to resample, 20 are the least")
     if benchmark is not None:
         if isinstance(returns, pd.DataFrame) and not returns.index.equals(getattr(benchmark, "index", None)):
-            raise ValueError("the benchmark covers other sessions than the trials; benchmark.reindex(returns.index), and see what is missing")
+            raise ValueError("the benchmark covers other sessions than the trials; benchmark.reindex(returns.index)")
         b = np.asarray(benchmark, float)
         if b.shape != (len(x),) or not np.isfinite(b).all():
-            raise ValueError(f"the benchmark is one finite return for each of the {len(x)} sessions, had shape {b.shape}")
+            raise ValueError(f"the benchmark is one finite return for each of {len(x)} sessions, had shape {b.shape}")
         x = x - b[:, None]
     block = block or float(np.median([block_length(column) for column in x.T]))
     t, worlds = _worlds(x, block, n, rng or np.random.default_rng(0))

@@ -162,7 +162,7 @@ class Standing:
 
     def __str__(self):
         if self.trials < 2: return "This is the first trial on these names and days."
-        alike = f"{self.effective:.0f} that differ" if round(self.effective) < self.trials else "all of them different"
+        alike = f"{self.effective:.0f}" if round(self.effective) < self.trials else "all of them different"
         place = f"This is trial {self.number} of {self.trials}" if self.number else f"There are {self.trials} trials"
         return f"{place} on these names and days, effectively {alike}."
 

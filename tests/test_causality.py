@@ -1,0 +1,271 @@
+"Every feature and label that exists, tried against other futures; and the audit itself, on functions whose look-ahead is known"
+import importlib
+import inspect
+import pkgutil
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tradenb.features
+import tradenb.labels
+from tradenb.core.calendar import sessions
+from tradenb.core.panel import Dataset, check_panel, long, wide
+from tradenb.features.price import core14
+from tradenb.labels.horizon import forward_return
+from tradenb.validation.causality import audit, audit_label, audit_transform, warm_up
+from tradenb.validation.futures import as_known, known, rewritten
+
+same = np.testing.assert_array_equal
+
+
+def market(n_sessions=130, n_symbols=8, seed=0, start="2016-11-01"):
+    "Bars with holes, halts, late listings, a name that leaves and two sectors"
+    rng = np.random.default_rng(seed)
+    days = sessions(start, "2030-12-31")[:n_sessions]
+    names, shape = [f"S{n:02d}" for n in range(n_symbols)], (n_sessions, n_symbols)
+    close = 50 * np.exp(rng.normal(0, .02, shape).cumsum(0))
+    close[rng.random(shape) < .02] = np.nan
+    close[:n_sessions // 4, 2] = np.nan
+    close[n_sessions * 2 // 3:, 3] = np.nan
+    width, volume = close * rng.uniform(.001, .02, shape), rng.lognormal(10, .8, shape).round()
+    volume[rng.random(shape) < .02] = 0
+    table = lambda x: pd.DataFrame(np.where(np.isnan(close), np.nan, x), days, names)
+    bars = dict(open=table(close + rng.uniform(-1, 1, shape) * width), high=table(close + width), low=table(close - width),
+                close=table(close), volume=table(volume))
+    return long(**bars)
+
+
+MARKET = market()
+DAYS = MARKET.index.unique("session")
+
+
+def macro():
+    "VIX and VIX3M a day late, a monthly series two weeks late, each with holes"
+    rng, day = np.random.default_rng(1), DAYS[::21]
+    rows = [pd.DataFrame(dict(session=DAYS[:-1], symbol=s, value=rng.uniform(9, 40, len(DAYS) - 1), known_at=DAYS[1:])) for s in ("VIX", "VIX3M")]
+    late = DAYS[np.minimum(DAYS.get_indexer(day) + 10, len(DAYS) - 1)]
+    rows.append(pd.DataFrame(dict(session=day, symbol="CPI", value=rng.normal(2, 1, len(day)), known_at=late)))
+    return pd.concat(rows).sort_values(["session", "symbol"], ignore_index=True)
+
+
+SECTOR = {f"S{n:02d}": "AB"[n % 2] for n in range(8)}
+SIZE = {f"S{n:02d}": float(n * n) for n in range(8)}
+# How to call what wants more than a panel, and what has a look-back longer than this market
+CALLS = {
+    "price.momentum": dict(windows=(5, 20, 37)), "price.trend": dict(windows=(10, 33), step=7), "price.inputs": dict(year=60),
+    "technical.sma": dict(windows=(5, 20)), "regimes.trend_regime": dict(window=30),
+    "regimes.volatility_regime": dict(window=5, history=50, least=20), "context.macro_features": dict(series="CPI", readings=3),
+    "neutral.neutralise": dict(by=pd.DataFrame({"sector": SECTOR, "size": SIZE}).rename_axis("symbol")),
+}
+# Public names that make no feature and no label of a panel by themselves
+OTHERS = {
+    "windows": "kernels; seen through the families made of them", "slices": "kernels; seen through the families made of them",
+    "seasons.of_sessions": "seen through calendar_features", "timeframes.Periods": "the calendar of timeframe",
+    "prune.likeness": "of a training set", "prune.redundant": "fitted on a training set: see below", "prune.Pruned": "what redundant gives",
+    "barriers.ewm_volatility": "the width of triple_barrier", "weights": "weights of labels that are given",
+}
+
+
+def rooms(*floors):
+    return [importlib.import_module(f"{floor.__name__}.{m.name}") for floor in floors for m in pkgutil.iter_modules(floor.__path__)
+            if not m.name.startswith("_")]
+
+
+def offered(modules):
+    "(name, function) of every public function and class that a room defines itself"
+    for room in modules:
+        for name in getattr(room, "__all__", ()):
+            it, place = getattr(room, name), room.__name__.rpartition(".")[2]
+            if callable(it) and it.__module__ == room.__name__: yield f"{place}.{name}", it
+
+
+def told_how(name, it):
+    "The function with all its arguments but the panel, or None for what OTHERS names"
+    if name in OTHERS or name.partition(".")[0] in OTHERS: return None
+    takes = list(inspect.signature(it).parameters.values())
+    args = CALLS.get(name, {})
+    more = {p.name: macro() for p in takes if p.name == "macro"}
+    unknown = [p.name for p in takes[1:] if p.default is p.empty and p.name not in args and p.name not in more]
+    if takes[0].name not in ("panel", "frame") or unknown:
+        raise LookupError(f"{name}{inspect.signature(it)}: tell the table CALLS how to call it, or OTHERS why it is neither feature nor label")
+    fn = (lambda panel, **m: it(panel[["close", "volume"]], **args, **m)) if takes[0].name == "frame" else (lambda panel, **m: it(panel, **args, **m))
+    fn.__name__ = name
+    return fn, more
+
+
+EXISTING = [(name, it) for name, it in offered(rooms(tradenb.features, tradenb.labels))]
+
+
+@pytest.mark.parametrize(("name", "it"), EXISTING, ids=[n for n, _ in EXISTING])
+def test_every_feature_and_label_that_exists(name, it):
+    if (call := told_how(name, it)) is None: return
+    fn, tables = call
+    found = audit(fn, MARKET, n=6, rng=np.random.default_rng(7), **tables)
+    assert found.ok, found.summary()
+    assert (found.values > 0).all(), f"{found}: nothing was compared; give it a shorter look-back in CALLS"
+
+
+def test_the_tables_name_what_exists():
+    there = {name for name, _ in EXISTING} | {name.partition(".")[0] for name, _ in EXISTING}
+    assert set(CALLS) | set(OTHERS) <= there, "the tables name what is no more"
+    assert {"price.core14", "horizon.forward_return", "barriers.triple_barrier"} <= there
+
+
+def test_a_new_room_is_found_and_cannot_go_untried():
+    room = types.ModuleType("tradenb.features.novel")
+    exec("def peek(panel): return panel['close'].unstack().shift(-1).stack().to_frame('x')\ndef ask(panel, whom): return panel", room.__dict__)
+    room.__all__ = ["peek", "ask"]
+    (peek, ask), made = list(offered([room])), []
+    assert (peek[0], ask[0]) == ("novel.peek", "novel.ask")
+    with pytest.raises(LookupError, match=r"novel.ask.*tell the table CALLS how to call it"): told_how(*ask)
+    made.append(told_how(*peek)[0])
+    with pytest.raises(AssertionError, match="reads 1 session ahead"): test_every_feature_and_label_that_exists(*peek)
+
+
+# --- the audit itself ---------------------------------------------------------------------------------------------------------------
+def shifted(k):
+    def fn(panel): return wide(panel, "close").rolling(3).mean().shift(-k).stack().rename("x")
+    return fn
+
+
+@given(k=st.integers(-5, 6), seed=st.integers(0, 2**32 - 1), single=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_the_reach_is_the_shift_and_looking_back_is_no_leak(k, seed, single):
+    panel = market(60, 1 if single else 5, seed)
+    found = audit(shifted(k), panel, n=8, rng=np.random.default_rng(seed))
+    assert found.ok == (k <= 0)
+    if k > 0: assert found.leaks["reach"].max() == k and set(found.leaks["kind"]) == {"truncate", "perturb"}
+
+
+@given(seed=st.integers(0, 2**32 - 1), cut=st.integers(0, 59), newcomers=st.booleans(), symbols=st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_another_future_leaves_the_past_as_it_was(seed, cut, newcomers, symbols):
+    panel = market(60, symbols, seed % 1000).assign(sector="A", lots=7)
+    today, rng = panel.index.unique("session")[min(cut, panel.index.unique("session").size - 1)], np.random.default_rng(seed)
+    other = check_panel(rewritten(panel, today, rng, newcomers))
+    past = as_known(other, today)
+    pd.testing.assert_frame_equal(past, as_known(panel, today), check_exact=True)
+    pd.testing.assert_frame_equal(past, panel.loc[:today], check_exact=True)
+    assert list(other.dtypes) == list(panel.dtypes) and (known(other)[len(past):] > today).all()
+    new = set(other.index.get_level_values("symbol")) - set(panel.index.get_level_values("symbol"))
+    assert new <= {"!NEW", "~NEW"} and bool(new) == newcomers
+    later = other.loc[today:].drop(index=today, level="session", errors="ignore")
+    kept = later.index.intersection(panel.index)
+    assert not len(kept) or not (later.loc[kept, "close"] == panel.loc[kept, "close"]).any()
+
+
+def test_every_fate_is_met():
+    panel = market(60, 12, 3)
+    today, met = panel.index.unique("session")[30], set()
+    was = wide(panel, "close").loc[today:].iloc[1:]
+    other = wide(rewritten(panel, today, np.random.default_rng(0), False), "close").reindex(index=was.index, columns=was.columns)
+    for name in was:
+        a, b = was[name].dropna(), other[name].dropna()
+        met.add("gone or missing" if len(b) < len(a) else "shuffled" if np.allclose(np.sort(b / b.max()), np.sort(a / a.max())) else "scaled")
+    assert met == {"gone or missing", "shuffled", "scaled"}
+
+
+def test_the_last_session_is_tried_too():
+    def sly(panel):
+        close = wide(panel, "close")
+        last = close.index[-1]
+        return close.assign(**{"S00": close["S00"].where(close.index < last, -1.)}).stack().rename("x")
+    found = audit(sly, MARKET, n=1)
+    assert list(found.cuts) == [DAYS[-1]] and not found.ok and set(found.leaks["kind"]) == {"perturb"}
+
+
+def test_the_column_set_its_order_and_rows_are_part_of_the_answer():
+    by_name = lambda order: lambda p: wide(p, "close").pipe(lambda c: c[order(c)]).pct_change(fill_method=None)
+    assert "(columns)" in set(audit(by_name(lambda c: list(c)), MARKET, n=3).leaks["column"])
+    dates = lambda p: pd.get_dummies(p.index.get_level_values(0).astype(str)).set_axis(p.index)
+    assert "(columns)" in set(audit(dates, MARKET, n=3).leaks["column"])
+    def halves(panel): return panel[["close"]].iloc[:2 * (len(panel) // 2)][panel.groupby(level=1)["close"].transform("size").iloc[:2 * (len(panel) // 2)] > 100]
+    assert "(rows)" in set(audit(halves, MARKET, n=3).leaks["column"])
+
+
+def test_who_raises_on_the_past_is_named():
+    def greedy(panel):
+        if len(panel) < len(MARKET): raise ValueError("more, please")
+        return panel[["close"]]
+    found = audit(greedy, MARKET, n=3)
+    assert found.leaks["column"].tolist() == ["(raises)"] and "ValueError: more, please" in found.summary()
+
+
+def test_a_function_that_writes_into_its_panel_is_noticed_or_harmless():
+    def scribble(panel):
+        panel["close"] = panel["close"] * 2
+        return panel[["close"]]
+    before = MARKET.copy()
+    assert audit(scribble, MARKET, n=3).ok
+    pd.testing.assert_frame_equal(MARKET, before)
+
+
+@given(early=st.integers(0, 4), k=st.integers(1, 6), fill=st.sampled_from(["next_open", "next_close"]))
+@settings(max_examples=15, deadline=None)
+def test_a_label_may_claim_no_session_too_early(early, k, fill):
+    def label(panel):
+        y = forward_return(panel, k, fill)
+        axis = panel.index.unique("session")
+        return y.assign(known_at=axis[np.maximum(axis.get_indexer(y["known_at"]) - early, axis.get_indexer(y.index.get_level_values(0)))])
+    found = audit_label(label, market(40, 4, early), n=6)
+    assert found.ok == (early == 0), found
+    if early: assert "known_at is too early" in found.summary()
+
+
+def test_a_label_that_pays_todays_close_is_research_only():
+    for fill, ok in (("next_open", True), ("next_close", True), ("same_close", False)):
+        found = audit_label(lambda p: forward_return(p, 5, fill), MARKET, n=5)  # noqa: B023 asked at once
+        assert found.ok == ok
+    assert found.leaks["kind"].tolist() == ["price"] and "research only" in found.summary()
+
+
+def test_a_dataset_is_fixed_in_both_parts():
+    def whole(panel, slip=0):
+        x, y = core14(panel).dropna(), forward_return(panel)
+        x, y = x.groupby(level=1).shift(-slip).dropna(), y.reindex(x.index)
+        y = y.reindex(x.index)
+        return Dataset(x, y["y"], pd.Series(1., x.index), y["known_at"])
+    found = audit(whole, MARKET, n=5)
+    assert found.ok and list(found.values.index)[-3:] == ["y", "w", "known_at"]
+    leaks = audit(lambda p: whole(p, 1), MARKET, n=5).leaks
+    assert "ret_1" in set(leaks["column"]) and "y" not in set(leaks["column"])
+
+
+def folds():
+    x, y = core14(MARKET).dropna(), forward_return(MARKET)
+    y = y.reindex(x.index).dropna()
+    ds = Dataset(x.loc[y.index], y["y"], pd.Series(1., y.index), y["known_at"])
+    at = ds.sessions
+    return ds, np.flatnonzero(at < DAYS[70]), np.flatnonzero(at.isin(DAYS[80:100]))
+
+
+def test_pruning_is_fitted_on_the_training_rows():
+    from tradenb.features.prune import redundant
+    def pruned(rows):
+        def fn(ds, train, test):
+            kept = redundant(ds.X.iloc[rows(train, test)])
+            return kept.apply(ds.X.iloc[train]), kept.apply(ds.X.iloc[test])
+        return fn
+    ds, train, test = folds()
+    assert audit_transform(pruned(lambda train, test: train), ds, train, test).ok
+    assert not audit_transform(pruned(lambda train, test: np.r_[train, test]), ds, train, test).ok
+
+
+def test_transforms_of_any_shape():
+    ds, train, test = folds()
+    flat = ds.X.to_numpy()
+    cube = lambda ds, train, test: (ds.X.to_numpy()[train][:, None, :], ds.X.to_numpy()[test][:, None, :])
+    assert audit_transform(cube, ds, train, test).ok
+    with pytest.raises(ValueError, match="rows went in"): audit_transform(lambda ds, a, b: (flat[a], flat[b][:-1]), ds, train, test)
+
+
+def test_the_warm_up_is_what_the_room_declares():
+    from tradenb.features.price import LOOKBACK
+    panel = market(80, 5, 2)
+    told = warm_up(core14, panel)
+    assert told["exact"].max() == LOOKBACK["core14"] == told["declared"].iloc[0] and told["ok"].all()
+    assert told.loc[["ret_1", "market_return", "ret_5", "vol_5", "mom_5"], "exact"].tolist() == [2, 2, 6, 6, 5]
