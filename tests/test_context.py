@@ -47,7 +47,7 @@ def prices(seed, n_sessions=330, n_symbols=7, start="2017-01-03"):
 
 
 @given(seed=st.integers(0, 2**32 - 1), cut=st.integers(5, 48))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_vix_knows_what_was_published_and_no_more(seed, cut):
     rng = np.random.default_rng(seed)
     days = sessions("2019-01-02", "2019-12-31")
@@ -85,15 +85,15 @@ def test_every_scheduled_holiday_of_thirty_years_is_seen_coming():
 
 
 @given(seed=st.integers(0, 2**32 - 1), lag=st.integers(0, 9), readings=st.integers(2, 6), max_age=st.integers(1, 30))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_any_series_is_read_as_it_was_known(seed, lag, readings, max_age):
-    days = sessions("2019-01-02", "2019-12-31")[:60]
+    days = sessions("2019-01-02", "2019-12-31")[:45]
     macro = pd.concat([released(days, seed), released(days, seed + 1, "Y", 9)])
-    panel = rows(days[5:50])
+    panel = rows(days[5:40])
     ours = macro_features(panel, macro, ["X", "Y"], lag, readings, max_age)
     assert list(ours) == ["x", "x_change", "x_z", "y", "y_change", "y_z"] and ours.index.equals(panel.index)
     by_hand = []
-    for day in days[5:50]:
+    for day in days[5:40]:
         evening, row = next_session(day, -lag), []
         for name in ("X", "Y"):
             known = as_known(macro, name, evening)
@@ -107,9 +107,9 @@ def test_any_series_is_read_as_it_was_known(seed, lag, readings, max_age):
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_both_ends_of_the_term_are_of_one_session(seed):
-    days = sessions("2019-01-02", "2019-12-31")[:60]
+    days = sessions("2019-01-02", "2019-12-31")[:45]
     macro = pd.concat([released(days, seed, "VIX", 90, 3), released(days, seed + 1, "VIX3M", 60, 6)])
     ours = vix_term(rows(days), macro)["vix_term"].xs("A", level=1)
     by_hand = []
@@ -125,12 +125,12 @@ FAMILIES = dict(vix=vix_features, term=vix_term, macro=lambda p, m: macro_featur
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@given(seed=st.integers(0, 2**32 - 1), cut=st.integers(20, 48))
+@given(seed=st.integers(0, 2**32 - 1), cut=st.integers(20, 38))
 @settings(max_examples=5, deadline=None)
 def test_what_is_published_later_moves_no_bit(family, seed, cut):
-    f, days = FAMILIES[family], sessions("2019-01-02", "2019-12-31")[:60]
+    f, days = FAMILIES[family], sessions("2019-01-02", "2019-12-31")[:45]
     macro = pd.concat([released(days, seed, "VIX"), released(days, seed + 1, "VIX3M")])
-    panel, today = rows(days[:50]), days[cut]
+    panel, today = rows(days[:40]), days[cut]
     whole, late = f(panel, macro).loc[:today], macro["known_at"] > today
     rubbish = macro.assign(value=macro["value"].mask(late, -1e9))
     for known in (macro[~late], rubbish, macro.sample(frac=1, random_state=0)):
@@ -153,11 +153,10 @@ def test_before_the_calendar_nothing_is_known_with_a_lag():
 def test_seasons_of_thirty_years_open_when_they_are_said_to():
     days = sessions("1991-01-02", "2025-12-31")
     f = earnings_season(rows(days, ["X"])).droplevel(1)
-    day = pd.Series(days, days)
-    opening = [day[day >= pd.Timestamp(y, m, 11)].iloc[0] for y in range(1991, 2026) for m in (1, 4, 7, 10)]
+    opening = [days[days.searchsorted(pd.Timestamp(y, m, 11))] for y in range(1991, 2026) for m in (1, 4, 7, 10)]
     assert (f.loc[opening, "since_earnings"] == 0).all() and (f["since_earnings"] == 0).sum() == len(opening)
-    eves = [next_session(d, -1) for d in opening]
-    assert (f.loc[eves[1:], "to_earnings"] == 1).all()  # none was put off by a hurricane or a funeral
+    eves = days[days.searchsorted(opening[1:]) - 1]
+    assert (f.loc[eves, "to_earnings"] == 1).all()  # none was put off by a hurricane or a funeral
     inside = f["earnings_season"] == 1
     assert (f.loc[opening, "earnings_season"] == 1).all() and 27 <= inside.groupby(f["since_earnings"].eq(0).cumsum()).sum().iloc[1:].min() <= 30
     assert f.notna().all(axis=None) and f["to_earnings"].between(1, 66).all()
@@ -165,7 +164,8 @@ def test_seasons_of_thirty_years_open_when_they_are_said_to():
     assert first["since_earnings"].isna().sum() == 7 and first["to_earnings"].notna().all()
     for cut in ("2001-09-10", "2012-10-26"):
         same(earnings_season(rows(days[days <= cut], ["X"])), f.loc[:cut])
-        same(calendar_features(rows(days[days <= cut], ["X"])), calendar_features(rows(days, ["X"])).loc[:cut])
+    near = days[(days > "2001-07-01") & (days < "2001-10-15")]
+    same(calendar_features(rows(near[near <= "2001-09-10"])), calendar_features(rows(near)).loc[:"2001-09-10"])
 
 
 def market_of(panel):

@@ -33,12 +33,12 @@ def features(seed, n_sessions=30, n_symbols=23, columns=("a", "b"), ties=False):
     return long(**tables)
 
 
-def sectors(index, n=3):
+def sectors(index, n=3, without=11):
     "A label by row that is missing for every eleventh name and changes for some on the way"
     name = index.get_level_values("symbol").str[1:].astype(int)
     late = index.get_level_values("session") > pd.Timestamp("2020-01-29")
     label = np.array([f"g{k}" for k in range(n)])[(name + late * (name % 5 == 0)) % n]
-    return pd.Series(np.where(name % 11 == 10, None, label), index, dtype="str")
+    return pd.Series(np.where(name % without == without - 1, None, label), index, dtype="str")
 
 
 def finite(f): return f.replace([np.inf, -np.inf], np.nan)
@@ -118,7 +118,7 @@ def by_least_squares(f, by, spare=1):
 @pytest.mark.parametrize("which", ["sector", "size", "sector+size", "sector+country", "sector+country+size+beta", "sector+size+twin"])
 def test_residuals_are_those_of_least_squares(which):
     f = features(5, columns=("a", "b", "size", "beta"))
-    by = pd.DataFrame({"sector": sectors(f.index), "country": sectors(f.index, 2).astype("category"),
+    by = pd.DataFrame({"sector": sectors(f.index), "country": sectors(f.index, 2, 7).astype("category"),
                        "size": f["size"], "beta": f["beta"], "twin": 3 * f["size"] + 1e3})[which.split("+")]
     y = f[["a", "b"]]
     ours, want = neutralise(y, by), by_least_squares(y, by)
@@ -204,12 +204,16 @@ def test_likeness_is_the_correlation_of_ranks(seed):
 @settings(max_examples=12, deadline=None)
 def test_every_dropped_feature_is_like_the_one_that_stands_for_it(seed, threshold):
     rng = np.random.default_rng(seed)
-    f = features(seed, 20, 30, columns=tuple("abcd"))
-    for n in range(6): f[f"{'abcd'[n % 4]}{n}"] = f["abcd"[n % 4]] * rng.choice([-1, 1]) + rng.uniform(0, 2) * f["abcd"[n % 3]].std() * rng.normal(size=len(f))
+    f = finite(features(seed, 20, 30, columns=tuple("abcd")))
+    for n in range(8):
+        x = f["abcd"[n % 4]]
+        f[f"x{n}"] = x * rng.choice([-1, 1]) + rng.uniform(0, 1.5) * x.std() * rng.normal(size=len(f))
     f = f[rng.permutation(f.columns)]
     worth = pd.Series(rng.integers(0, 3, f.shape[1]).astype(float), f.columns)
     p = redundant(f, worth, threshold)
     assert (p.dropped["likeness"].abs() >= threshold - 1e-8).all()
+    for _, members in p.clusters.groupby(p.clusters): assert (p.likeness.loc[members.index, members.index].abs() >= threshold - 1e-8).all(axis=None)
+    assert threshold > 0.6 or len(p.dropped) > 2
     assert p.keep == [c for c in f if c in set(p.clusters)] and (p.clusters[p.keep] == p.keep).all()
     assert (worth[p.clusters].to_numpy() >= worth[p.clusters.index].to_numpy()).all()
     again = redundant(f[sorted(f)], worth, threshold)

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
+from sklearn.linear_model import Ridge
 
 from tradenb.validation.effective import effective_trials
 from tradenb.validation.metrics import METRICS, intervals
 from tradenb.validation.monte_carlo import monte_carlo, permutation_null
-from tradenb.validation.noise import WARM, noise_market, noise_study, sweep
+from tradenb.validation.noise import WARM, _settings, noise_market, noise_study, sweep
 from tradenb.validation.overfit import PBO, deflated, dsr, expected_max_sharpe, min_btl, min_trl, moments, pbo, psr
 from tradenb.validation.pbo import trial_matrix
 from tradenb.validation.superior import spa, step_m
@@ -288,8 +289,6 @@ def test_what_is_there_is_found():
     assert study["pbo"].mean() < .05 and study["after"].mean() > 3
 
 def test_a_model_of_the_sweep_is_the_ridge_it_says():
-    from sklearn.linear_model import Ridge
-    from tradenb.validation.noise import _settings
     market, rng = noise_market(WARM + 42, names=10), np.random.default_rng(12)
     found, (columns, window, shrinkage) = sweep(market, 3, rng), _settings(3, 12, np.random.default_rng(12))[1]
     y = market.returns - market.returns.mean(1, keepdims=True)

@@ -89,7 +89,7 @@ def triple_barrier(
     path = [prices[name if name in prices and touch == "high_low" else "close"].to_numpy()
             for name in ("open", "high", "low", "close")]
     at, change, hit = _ends(i, j, paid, rise, fall, way < 0, begin, horizon, *path)
-    return _told(axes[0], panel.index, np.where(paid > 0, i + wait, -1), at, change*way, hit, expiry)
+    return _told(axes[0], panel.index, np.where(paid > 0, i + wait, -1), at, change*way + 0., hit, expiry)
 
 # %% ../../nbs/labels/barriers.ipynb #f32b4314
 def _told(axis, index, paid, at, ret, hit, expiry):
@@ -103,10 +103,9 @@ def _told(axis, index, paid, at, ret, hit, expiry):
 # %% ../../nbs/labels/barriers.ipynb #d7e64212
 def _prices(panel, names):
     "Matrices by name, NaN where there is no price"
-    for name in names:
-        if name not in check_panel(panel):
-            raise ValueError(f"the panel has no {name}, it has {', '.join(map(str, panel))}; "
-                             "touch='close' with entry='close' needs closes only")
+    if lost := set(names) - set(check_panel(panel)):
+        raise ValueError(f"the panel has no {min(lost)}, it has {', '.join(map(str, panel))}; "
+                         "touch='close' with entry='close' needs closes only")
     found = {name: wide(panel, name).sort_index() for name in dict.fromkeys(names)}
     return {name: p.where((p > 0) & (p < np.inf)) for name, p in found.items()}
 

@@ -6,6 +6,7 @@
 __all__ = ['Backtest', 'opened', 'by_day', 'backtest', 'names_of', 'data_facts', 'ic_facts', 'judged', 'tracked']
 
 # %% ../../nbs/ops/history.ipynb #f2ee9b5f
+import inspect
 import json
 import os
 import shutil
@@ -17,8 +18,9 @@ import pandas as pd
 
 from ..core.panel import wide
 from ..execution.ledger import Ledger
+from ..models.base import label_span
 from .line import Market, account, dataset, gather, last_training, learner, score
-from .recipe import Recipe
+from .recipe import Recipe, named
 from .tracking import code_version, ledger_at, record
 from ..validation.canaries import alone, permuted
 from ..validation.metrics import FEW, ic, ic_summary, tear
@@ -121,8 +123,9 @@ def _kept(folder, recipe, market, ds, scores, ledger, last, permute, paths):
         "null": None if permute is None else "moved in time" if alone(ds) else "shuffled within each session",
         "code": code_version(), "data": data_facts(market),
         "model": {"name": recipe.model.name, "folds": fitted, "key": last.at_.name, "features": list(ds.X.columns),
-                  "rows": int(ds.y.notna().sum()), "importance": last.model_.importance().to_dict()},
-        "metrics": tear(days["ret"], days["market"], days["turnover"]).to_dict(),
+                  "rows": int(ds.y.notna().sum()), "span": label_span(ds),
+                  "importance": last.model_.importance().to_dict()},
+        "metrics": _measured(days),
         "ic": ic_facts(ics, recipe), "cost_usd": float(days["cost"].sum()), "paths": paths}
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     draft.mkdir(parents=True)
@@ -137,6 +140,11 @@ def _kept(folder, recipe, market, ds, scores, ledger, last, permute, paths):
     return opened(folder)
 
 # %% ../../nbs/ops/history.ipynb #61589df8
+def _measured(days)->dict:
+    "Every metric of the account; a session in which the market has no return counts as flat"
+    held = days["long"] - days["short"]
+    return tear(days["ret"], days["market"].fillna(0), days["turnover"], days["gross"], held).to_dict()
+
 def _plain(x): return x.item() if hasattr(x, "item") else str(x)
 
 # %% ../../nbs/ops/history.ipynb #c06c30c6
@@ -161,11 +169,17 @@ def ic_facts(
     recipe:Recipe,   # its label says how far the labels overlap
 )->dict:             # value, low, high, sessions; value None if there are too few
     "The information coefficient with its interval"
-    try: found = ic_summary(ics, int(recipe.label.args.get("k", 5)))
+    try: found = ic_summary(ics, _overlap(recipe))
     except ValueError: return {"value": None, "sessions": int(ics.notna().sum())}
     told = {k: float(v) if np.isfinite(v) else None for k, v in found[["mean", "low", "high", "t"]].items()}
     if None in told.values(): told["mean"] = None
     return {"value": told.pop("mean"), **told, "sessions": int(found["sessions"])}
+
+def _overlap(recipe)->int:
+    "Sessions that a label spans: k of a forward return, horizon of barriers"
+    takes = inspect.signature(named("label", recipe.label.name)).parameters
+    key = next(k for k in ("k", "horizon") if k in takes)
+    return int(recipe.label.args.get(key, takes[key].default))
 
 # %% ../../nbs/ops/history.ipynb #b8024523
 def judged(

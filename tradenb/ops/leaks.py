@@ -70,12 +70,12 @@ def _feature(of:_Sample, step:Step, panel, macro)->_Lines:
     fn = partial(_call, step)
     yield "the future", *_told(audit(fn, panel, of.n, of.rng, **tables))
     made = named("features", step.name)
-    sessions = panel.index.unique("session")[-800:]
-    told = warm_up(fn, panel.loc[sessions[0]:], 1, declared=None if step.args else _lookback(made), **tables)
+    told = warm_up(fn, _late(panel, 800), 1, declared=None if step.args else _lookback(made), **tables)
     yield "warm-up", *_settled(told)
 
-def _lookback(fn):
-    return getattr(inspect.getmodule(fn), "LOOKBACK", {}).get(fn.__name__)
+def _lookback(fn): return getattr(inspect.getmodule(fn), "LOOKBACK", {}).get(fn.__name__)
+
+def _late(panel, n=1500): return panel.loc[panel.index.unique("session")[-n:][0]:] # longer than any look-back
 
 # %% ../../nbs/ops/leaks.ipynb #70da67cb
 def _settled(told)->tuple[bool | None, str]:
@@ -90,11 +90,12 @@ def _settled(told)->tuple[bool | None, str]:
 # %% ../../nbs/ops/leaks.ipynb #805bf677
 def _label(of:_Sample, panel)->_Lines:
     fill = of.recipe.execution.fill
-    yield "the future", *_told(audit_label(lambda p: of.recipe.label.make("label", panel=p, fill=fill), panel, of.n, of.rng))
+    make = lambda panel: of.recipe.label.make("label", panel=panel, fill=fill)
+    yield "the future", *_told(audit_label(make, panel, of.n, of.rng))
 
 def _split(of:_Sample, ds)->_Lines:
     folds, met = 0, []
-    for folds, (train, test) in enumerate(of.recipe.split.make("split").split(ds), 1): # noqa: B007 counted
+    for folds, (train, test) in enumerate(of.recipe.split.make("split").split(ds), 1):
         rows = overlapping(ds, train, test)
         if len(rows): met.append(f"fold {folds}: {len(rows)} of {len(train)} training labels meet the test, "
                                  f"first ({ds.X.index[rows[0]][0]:%Y-%m-%d}, {ds.X.index[rows[0]][1]})")
@@ -116,8 +117,9 @@ def _whole(of:_Sample, bars, macro)->_Lines:
     tables = {} if macro is None else {"macro": macro}
     yield "the future", *_told(audit(of.line, bars, max(3, of.n//2), of.rng, **tables))
 
-def _data(of:_Sample, bars)->_Lines:
+def _data(of:_Sample, bars, macro)->_Lines:
     days = bars.index.unique("session")
+    if macro is not None: days = days[days > macro["known_at"].min()]
     tries = days[[len(days)//2, 3*len(days)//4, -1]]
     known = lambda t: of.tables(END if t == days[-1] else t)
     ok, said = _told(audit_as_of(of.line, known, tries))
@@ -151,6 +153,8 @@ class RecipeAudit:
         said = f"{failed} of {len(self.table)} checks found a leak" if failed else f"{len(self.table)} checks, no leak"
         return f"{self.name}: {said}" + (f", {open_} for you to decide" if open_ else "")
 
+    def __repr__(self): return self.summary()
+
     def _repr_html_(self):
         table = self.table.assign(ok=self.table["ok"].map({True: "ok", False: "LEAK"}).fillna("?"))
         return f"<p>{self.summary()}; {self.about}</p>{table.to_html(index=False, border=0)}"
@@ -168,11 +172,14 @@ def audit_recipe(
     of = _sampled(recipe, home, gather(recipe, home, progress=progress), n, names)
     bars, macro = of.tables()
     panel, ds = adjusted(bars, recipe.data.convention, "first"), of.line(bars, macro)
+    late, bars = _late(panel), _late(bars)
     parts:list[tuple[str, Callable]] = [
-        *((f"features.{step.name}", partial(_feature, of, step, panel, macro)) for step in recipe.features),
-        (f"label.{recipe.label.name}", partial(_label, of, panel)), ("the whole line", partial(_whole, of, bars, macro)),
-        (f"split.{recipe.split.name}", partial(_split, of, ds)), (f"model.{recipe.model.name}", partial(_learn, of, ds)),
-        ("data", partial(_data, of, bars))]
+        *((f"features.{step.name}", partial(_feature, of, step, late, macro)) for step in recipe.features),
+        (f"label.{recipe.label.name}", partial(_label, of, late)),
+        ("the whole line", partial(_whole, of, bars, macro)),
+        (f"split.{recipe.split.name}", partial(_split, of, ds)),
+        (f"model.{recipe.model.name}", partial(_learn, of, ds)),
+        ("data", partial(_data, of, bars, macro))]
     rows = [(part, *line) for part, check in tqdm(parts, desc="parts", disable=not progress) for line in check()]
     days = panel.index.unique("session")
     about = f"{len(of.names)} names, {len(days)} sessions, {days[0]:%Y-%m-%d} to {days[-1]:%Y-%m-%d}"
@@ -188,8 +195,8 @@ def leaks_table(
     from rich.markup import escape
     from rich.table import Table
     colour = "green" if found.ok else "bold red"
-    t = Table(box=box.SIMPLE_HEAD, title=f"[{colour}]{escape(found.summary())}[/]", title_justify="left", caption=found.about,
-              caption_justify="left")
+    t = Table(box=box.SIMPLE_HEAD, title=f"[{colour}]{escape(found.summary())}[/]", title_justify="left",
+              caption=found.about, caption_justify="left")
     for c in ("part", "check", "", "said"): t.add_column(c, overflow="fold")
     before = None
     for part, check, ok, said in found.table.itertuples(index=False):

@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 # %% ../../nbs/ops/recipe.ipynb #d4b27492
 _WHERE: dict[str, tuple[str, dict]] = { # part of a recipe: floor, and its rooms with the names that they lend
     "features": ("features", {
-        "price": "core14 momentum trend inputs technical", "technical": "scale_free", "timeframes": "timeframe",
+        "price": "core14 momentum trend inputs technical", "timeframes": "timeframe",
+        "technical": "scale_free sma ema rsi macd bollinger atr roc",
         "cross_section": "cross", "seasons": "calendar=calendar_features earnings_season",
         "context": "vix=vix_features macro=macro_features", "regimes": "trend_regime volatility_regime"}),
     "label": ("labels", {"horizon": "forward_return", "barriers": "triple_barrier=barrier_label"}),

@@ -20,7 +20,7 @@ _FORMS = dict(ic="+.3f", cost_usd=",.0f") | dict.fromkeys(("turnover", "cagr", "
 def _rows(frame, columns, name)->Table:
     "A frame as a table; `columns` says which and in which order"
     t = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    t.add_column(name, overflow="fold")
+    t.add_column(name, overflow="fold", min_width=20)
     for c in columns: t.add_column(str(c).replace("_", " ").removeprefix("max "), justify="right", no_wrap=True)
     for key, row in frame.iterrows():
         cells = [row[c] if isinstance(row[c], str) else _number(row[c], _FORMS.get(c, ".2f")) for c in columns]
@@ -36,7 +36,7 @@ def sweep_table(
     "A sweep's points and the judgement of the best"
     shown = found.table.sort_values("sharpe", ascending=False, kind="stable").head(most)
     shown = found.table.loc[[name for name in found.table.index if name in set(shown.index)]]
-    shown = shown.rename(index={found.best: f"{found.best}  <- best"})
+    shown = shown.rename(index={found.best: f"* {found.best}"})
     table = _rows(shown, ["sharpe", "ic", "turnover", "max_drawdown", "cost_usd"], "setting")
     if len(found.table) > most: table.caption = f"the best {most} of {len(found.table)}"
     return Panel(Group(table, "", _judgement(found)), title=f"[bold]{escape(title)}[/]  sweep", box=box.ROUNDED,
@@ -60,7 +60,7 @@ def deflated(
     what = "deflated Sharpe ratio" if place["dsr"] != place["psr"] else "probabilistic Sharpe ratio"
     verdict = "which clears the bar of 0.95" if place["dsr"] >= .95 else "below the bar of 0.95"
     said += f" Its {what} is {place['dsr']:.2f}, {verdict}."
-    if place["min_btl"]:
+    if (place["min_btl"] or 0) >= .5:
         said += (f" With so many trials it takes {place['min_btl']:.1f} years of history to expect less than a "
                  "ratio of 1 from the best of them by luck alone.")
     return said
@@ -71,10 +71,10 @@ def compare_table(
 )->Panel:   # for a rich console
     "Recipes side by side, and which differences are more than luck"
     r = found.returns.index
-    table = _rows(found.table, ["sharpe", "low", "high", "cagr", "max_drawdown", "turnover", "ic", "dsr"], "recipe")
+    table = _rows(found.table, ["sharpe", "low", "high", "max_drawdown", "ic", "dsr"], "recipe")
     duel = found.pairs.reset_index().set_axis([*found.pairs.index.names, *found.pairs.columns], axis=1)
     duel.index = [f"{a} less {b}" for a, b in zip(duel["a"], duel["b"], strict=True)]
-    more = _rows(duel, ["difference", "low", "high", "p", "p_holm", "correlation"], "Sharpe ratio")
+    more = _rows(duel, ["difference", "low", "high", "p", "p_holm"], "Sharpe ratio")
     span = f"{r[0]:%Y-%m-%d} to {r[-1]:%Y-%m-%d}, the {len(r)} sessions that all of them traded"
     return Panel(Group(f"[dim]{span}[/]", "", table, "", more, "", escape(str(found))), title="[bold]comparison[/]",
                  box=box.ROUNDED, expand=False, padding=(1, 2), width=104)

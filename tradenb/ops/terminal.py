@@ -90,6 +90,8 @@ def backtest_table(
     if f["ic"]["sessions"]: rows.add_row("rank IC", _band(f["ic"], 4))
     for name, pct in (("sharpe", False), ("cagr", True), ("volatility", True), ("max_drawdown", True)):
         rows.add_row(name.replace("_", " "), _band(t.loc[name].to_dict(), pct=pct))
+    if len(each := f["paths"]["sharpe"]) > 1:
+        rows.add_row("paths", f"{len(each)}, Sharpe {min(each):.2f} to {max(each):.2f}; the middle one is shown")
     rows.add_row("turnover", f"{days['turnover'].mean():.1%} of NAV a day, costs {_usd(f['cost_usd'])}")
     rows.add_row("NAV", f"[bold]{_usd(days['nav'].iloc[-1])}[/]")
     if place and place["dsr"] is not None:

@@ -31,7 +31,7 @@ def audit(
     rng, given = rng or np.random.default_rng(0), [panel, *tables.values()]
     whole, found = _asked(fn, panel, tables), []
     cuts = _evenings(whole, max(known(table).min() for table in given), n, rng)
-    weapons = {"truncate": as_known, "perturb": partial(rewritten, rng=rng, newcomers=newcomers)}
+    weapons:dict[str, Callable] = {"truncate": as_known, "perturb": partial(rewritten, rng=rng, newcomers=newcomers)}
     for t in cuts:
         for kind, future in weapons.items():
             if kind == "truncate" and all((known(table) <= t).all() for table in given): continue
@@ -99,11 +99,10 @@ def _paid(fn, panel, was, session):
     factor = np.where(day <= session, 2.**(1 + pd.factorize(name)[0] % 3), 1.) # powers of two: no digit is lost
     prices = {c: panel[c]*factor for c in PRICES if c in panel}
     now, = parts(fn(panel.assign(**prices)))
-    rows = [part.frame[part.frame.index.get_level_values("session") == session] for part in (was, now)]
-    at = [part._replace(frame=x, when=x.index.get_level_values("session").to_numpy("M8[us]"))
-          for part, x in zip((was, now), rows, strict=True)]
+    mine = lambda part: part.frame[part.frame.index.get_level_values("session") == session]
+    before, after = (part._replace(frame=(x := mine(part)), when=np.full(len(x), session)) for part in (was, now))
     said = "pays a price of its own session's close, or before: research only; let the entry be the next open"
-    return [(column, "price", session, *rest, said) for column, *rest in moved(*at, session)
+    return [(column, "price", session, *rest, said) for column, *rest in moved(before, after, session)
             if column in was.frame and was.frame[column].dtype.kind == "f"]
 
 # %% ../../nbs/validation/causality.ipynb #5395d552

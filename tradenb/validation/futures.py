@@ -68,7 +68,7 @@ def _changed(rows, factor, told, rng):
     other, made = np.where(told, rng.integers(0, len(rows), len(rows)), np.arange(len(rows))), {}
     for c, dtype in rows.dtypes.items():
         if dtype.kind == "f": made[c] = rows[c].to_numpy()*factor
-        elif dtype.kind not in "mM" and c not in _LABELS: made[c] = rows[c].take(other).array
+        elif told.any() and dtype.kind not in "mM" and c not in _LABELS: made[c] = rows[c].take(other).array
     return rows.assign(**made)
 
 # %% ../../nbs/validation/futures.ipynb #3a7d5a93

@@ -21,9 +21,10 @@ def _metric(metric)->tuple[str, Callable]:
     "Name, and function of returns (..., sessions)"
     if callable(metric): return getattr(metric, "__name__", "metric"), metric
     from tradenb.validation.metrics import METRICS
-    if metric not in METRICS: raise ValueError(f"no metric {metric!r}, the nearest is {get_close_matches(str(metric), METRICS, 1, 0)[0]!r}")
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}, the nearest is {get_close_matches(str(metric), METRICS, 1, 0)[0]!r}")
     if (needs := list(inspect.signature(METRICS[metric]).parameters)) != ["r"]:
-        raise ValueError(f"{metric} needs more than returns ({', '.join(needs)}); pass a function of the returns, or use intervals")
+        raise ValueError(f"{metric} needs more than returns ({', '.join(needs)}); use intervals, or pass a function")
     return metric, METRICS[metric]
 
 # %% ../../nbs/validation/monte_carlo.ipynb #7c693f0f
@@ -33,8 +34,9 @@ def _record(returns)->np.ndarray:
     x = np.asarray(returns, float)
     if x.ndim != 1: raise TypeError(f"returns are one track record, had {x.ndim} dimensions; pass one column")
     if len(x) < LEAST: raise ValueError(f"{len(x)} sessions are too few to draw from, {LEAST} are the least")
-    if not np.isfinite(x).all(): raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} returns are missing or infinite; "
-                                                  "fillna(0) if days were flat, or dropna()")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} returns are missing or infinite; "
+                         "fillna(0) if days were flat, or dropna()")
     return x
 
 # %% ../../nbs/validation/monte_carlo.ipynb #95d792f7
@@ -95,8 +97,8 @@ def monte_carlo(
 # %% ../../nbs/validation/monte_carlo.ipynb #fb814baa
 def _wide(frame, what)->pd.DataFrame:
     wide = frame.to_frame() if isinstance(frame, pd.Series) else frame
-    if not isinstance(wide, pd.DataFrame): raise TypeError(f"{what} are a frame, (sessions, symbols), were {type(frame).__name__}")
-    return wide.astype(float)
+    if isinstance(wide, pd.DataFrame): return wide.astype(float)
+    raise TypeError(f"{what} are a frame, (sessions, symbols), were {type(frame).__name__}")
 
 def _worlds(w, r, shuffle, n, rng):
     "Track records of the same positions, each time torn from the returns"
@@ -107,8 +109,8 @@ def _worlds(w, r, shuffle, n, rng):
 
 # %% ../../nbs/validation/monte_carlo.ipynb #83c18f62
 def permutation_null(
-    positions:pd.DataFrame,               # fraction of NAV held *during* the session, (sessions, symbols); NaN is nothing
-    returns:pd.DataFrame,                 # simple returns of the same sessions and symbols; where NaN a position earns nothing
+    positions:pd.DataFrame,               # fraction of NAV held *during* the session, (sessions, symbols); NaN: none
+    returns:pd.DataFrame,                 # simple returns of the same; where NaN a position earns nothing
     metric:str | Callable="sharpe",       # as in monte_carlo
     shuffle:str="time",                   # or "names"
     n:int=1000,                           # worlds; by time there are only as many as sessions, less one
@@ -119,8 +121,9 @@ def permutation_null(
     if shuffle not in ("time", "names"): raise ValueError(f"shuffle is 'time' or 'names', was {shuffle!r}")
     w, r = _wide(positions, "positions"), _wide(returns, "returns")
     if not (w.index.equals(r.index) and w.columns.equals(r.columns)):
-        raise ValueError("positions and returns differ in sessions or symbols; align both: returns.reindex_like(positions)")
-    if shuffle == "names" and w.shape[1] < 5: raise ValueError(f"{w.shape[1]} names are too few to exchange; shuffle='time'")
+        raise ValueError("positions and returns differ in sessions or symbols; returns.reindex_like(positions)")
+    if shuffle == "names" and w.shape[1] < 5:
+        raise ValueError(f"{w.shape[1]} names are too few to exchange; shuffle='time'")
     w, r, (_, fn) = np.nan_to_num(w.to_numpy()), np.nan_to_num(r.to_numpy()), _metric(metric)
     value = float(fn(_record((w*r).sum(1))))
     draws = np.array([float(fn(world)) for world in _worlds(w, r, shuffle, n, rng or np.random.default_rng(0))])

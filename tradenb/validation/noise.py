@@ -95,7 +95,7 @@ def noise_study(
     names:int=40,                        # of a market
     features:int=12,                     # of a name
     rng:np.random.Generator | None=None, # None: default_rng(0)
-)->pd.DataFrame:                         # a row a market: best, effective, dsr, dsr_2025, pbo, after; Sharpe ratios a year
+)->pd.DataFrame:                         # a row a market: best and after (annual Sharpe ratios), dsr, pbo and more
     "Sweeps over markets whose truth is known, and what the instruments said"
     rng = rng or np.random.default_rng(0)
     return pd.DataFrame([_project(noise_market(WARM + look + after, names, features, strength, rng), models, look, rng)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Moments', 'moments', 'psr', 'min_trl', 'expected_max_sharpe', 'dsr', 'deflated', 'min_btl', 'PBO', 'pbo',
-           'monte_carlo', 'permutation_null']
+           'monte_carlo']
 
 # %% ../../nbs/validation/overfit.ipynb #a3f9241b
 import math
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .monte_carlo import monte_carlo, permutation_null
+from .monte_carlo import monte_carlo
 from .pbo import PBO, pbo
 
 # %% ../../nbs/validation/overfit.ipynb #00c44bc8
@@ -60,7 +60,7 @@ def _year(variant, rho=0.):
 
 def psr(
     sr:float,           # measured Sharpe ratio, per period
-    n:int,              # periods it was measured over
+    n:float,            # periods it was measured over
     skew:float,         # of the returns
     kurt:float,         # of the returns, raw: normal is 3
     benchmark:float=0., # Sharpe ratio to beat, per period
@@ -152,4 +152,4 @@ def min_btl(
     return (expected_max_sharpe(trials) / sharpe)**2
 
 # %% ../../nbs/validation/overfit.ipynb #78c63b31
-_all_ = ["PBO", "pbo", "monte_carlo", "permutation_null"]
+_all_ = ["PBO", "pbo", "monte_carlo"]

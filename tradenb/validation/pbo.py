@@ -48,7 +48,7 @@ def _halves(n_blocks)->np.ndarray:
     "(halves, blocks) of 0 and 1: every choice of half the blocks; row i and row -1-i complete each other"
     if not isinstance(n_blocks, (int, np.integer)) or n_blocks % 2 or not 4 <= n_blocks <= 20:
         raise ValueError(f"n_blocks is even, 4 to 20, was {n_blocks}; 20 already make 184,756 splits")
-    chosen = np.array(list(combinations(range(n_blocks), n_blocks // 2)))
+    chosen = np.array(list(combinations(range(n_blocks), int(n_blocks) // 2)))
     inside = np.zeros((len(chosen), n_blocks))
     np.put_along_axis(inside, chosen, 1, 1)
     inside.flags.writeable = False

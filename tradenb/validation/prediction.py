@@ -16,17 +16,21 @@ from .inference import newey_west
 from .record import FEW, over, sd
 
 # %% ../../nbs/validation/prediction.ipynb #ba3cd401
+def _joined(scores, outcome):
+    if not (isinstance(scores, pd.Series) and isinstance(outcome, pd.Series)):
+        raise TypeError("scores and returns are Series on (session, symbol); stack() a wide frame")
+    for given in (scores, outcome): check_panel(given.to_frame())
+    a, b = (scores, outcome) if scores.index.equals(outcome.index) else scores.align(outcome, join="inner")
+    if not len(a): raise ValueError("scores and returns share no (session, symbol); are spans and names the same?")
+    return a, b
+
+# %% ../../nbs/validation/prediction.ipynb #14d2d36a
 def paired(
     scores:pd.Series,  # predictions, any unit, on (session, symbol)
     outcome:pd.Series, # what followed, on (session, symbol)
 )->tuple[np.ndarray, np.ndarray, np.ndarray, pd.DatetimeIndex]: # scores, outcomes, number of the session; the sessions
     "Both on the rows that have both, finite, with the number of each row's session"
-    if not (isinstance(scores, pd.Series) and isinstance(outcome, pd.Series)):
-        raise TypeError("scores and returns are Series on (session, symbol); stack() a wide frame")
-    for given in (scores, outcome): check_panel(given.to_frame())
-    same = scores.index.equals(outcome.index)
-    a, b = (scores, outcome) if same else scores.align(outcome, join="inner")
-    if not len(a): raise ValueError("scores and returns share no (session, symbol); are spans and names the same?")
+    a, b = _joined(scores, outcome)
     group, sessions = pd.factorize(a.index.get_level_values("session"))
     x, y = a.to_numpy(float), b.to_numpy(float)
     both = np.isfinite(x) & np.isfinite(y)
@@ -43,6 +47,7 @@ def _ranks(x, group):
     ranks[order] = (np.bincount(tie, np.arange(len(x))) / np.bincount(tie))[tie]
     return ranks
 
+# %% ../../nbs/validation/prediction.ipynb #fc54f676
 def _correlations(x, y, group, n):
     "Pearson correlation within each of `n` groups, NaN where either does not vary"
     def total(v): return np.bincount(group, v, n)
@@ -78,6 +83,7 @@ def mean_error(
     lags = max(int(4*(len(x)/100)**(2/9)), 2*(horizon - 1))
     return newey_west(x, lags) if len(x) >= max(lags + 2, FEW) else np.nan
 
+# %% ../../nbs/validation/prediction.ipynb #24a3828b
 def ic_summary(
     ics:pd.Series,      # coefficients by session, as ic gives them; NaN is left out
     horizon:int=1,      # sessions that a label spans: 5 for five-day returns scored every day

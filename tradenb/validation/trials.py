@@ -197,10 +197,11 @@ def standing(self:Trials,
     runs = int(found["runs"].sum()) if len(found) else 0
     if len(found) < 2: return Standing(number, max(len(found), 1), 1., 0., runs)
     told = effective_trials(self.returns(found["id"]).reindex(r.index))
-    if (found["every"] == 1).all(): return Standing(number, len(found), told.n, told.variance, runs)
+    alike = float(min(max(told.n, 1), len(found)))
+    if (found["every"] == 1).all(): return Standing(number, len(found), alike, told.variance, runs)
     groups = pd.Series(ratios).groupby(np.asarray(told.clusters)).mean() # overlapping returns flatter a ratio
     apart = groups.var(ddof=1) if len(groups) > 1 else 0.
-    return Standing(number, len(found), told.n, max(float(apart), 1/(len(r) - 1)), runs)
+    return Standing(number, len(found), alike, max(float(apart), 1/(len(r) - 1)), runs)
 
 # %% ../../nbs/validation/trials.ipynb #6dde561a
 _HERE:ContextVar = ContextVar("trials", default="nearest")

@@ -43,7 +43,8 @@ def _trials(r, trials, effective, variance)->Iterator[str]:
     from tradenb.validation.overfit import deflated, min_btl
     p = deflated(r, effective, variance)
     count = f"This is trial {trials:.0f}" + (f", effectively {effective:.0f}" if effective != trials else "")
-    yield f"{count}: the deflated Sharpe ratio is {p:.2f}, {'below' if p < BAR else 'above'} the bar of {BAR}."
+    shown = np.floor(100*p)/100   # cut, not rounded: 0.949 is not 0.95
+    yield f"{count}: the deflated Sharpe ratio is {shown:.2f}, {'below' if p < BAR else 'not below'} the bar of {BAR}."
     years, least = len(r)/YEAR, min_btl(effective)
     if years < least:
         yield (f"Until a record is {least:.1f} years long, the best of so many worthless trials is expected to show a "
