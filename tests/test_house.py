@@ -144,7 +144,7 @@ def never(root):
     "never in a notebook: shell, magics that reload, marks of work left, keys, absolute paths, pickle, a changed environment"
     bad = {r"^\s*!": "a shell line", r"%autoreload": "%autoreload", r"\b(TODO|FIXME|XXX)\b": "work left", r"pip install(?! )?$": "an install",
            r"[\"'](/home/|/Users/|/root/|/work/|[A-Z]:\\)": "an absolute path", r"\bpickle\.loads?\b": "pickle",
-           r"\bos\.environ(\[[^]]*\]\s*=[^=]|\s*\|?=[^=])": "a changed environment, which leaks into the next lesson (mock.patch.dict)",
+           r"\bos\.environ(\[[^]]*\]\s*=[^=]|\s*\|?=[^=])": "a changed environment (use mock.patch.dict)",
            r"(?i)(api_?key|secret|token)\s*=\s*[\"'][A-Za-z0-9]{16,}": "a key", r"^\s*#\s*(import|from|def|for|if|print)\b.*[:()]\s*$": "commented-out code"}
     for p in every(root, "nbs") + every(root, "reports"):
         for c in read(p):
@@ -246,7 +246,8 @@ def broken(name):
         "imports_alone": [put(panel, room + [cell("code", "#| export\nimport os\nx = os.name"), cell("markdown", "b")])],
         "plots": [put(panel, room + [{**cell("code", "1"), "outputs": [png]}])],
         "never": [put(panel, room + [cell("code", s)]) for s in ("!ls", "%autoreload 2", "# TODO: later", "p = '/home/me/x'", "pickle.load(f)",
-                                                              "api_key = 'abcdefghijklmnop1234'", "os.environ['A_KEY'] = 'b'", "os.environ |= {}", "# for x in y:")],
+                                                              "api_key = 'abcdefghijklmnop1234'",
+                                                              "os.environ['A_KEY'] = 'b'", "os.environ |= {}", "# for x in y:")],
         "inits": [text("tradenb/core/__init__.py", "from .panel import *\n"), text("tradenb/core/utils.py", "")],
         "reports": [put("reports/daily.ipynb", good_report()[1:]), put("reports/daily.ipynb", good_report()[::-1]),
                     put("reports/daily.ipynb", good_report() + [{**cell("code", "1"), "outputs": [stderr]}])],

@@ -166,7 +166,7 @@ def test_8_target_encoding_over_all_folds():
         return fn
     ds, train, test = letters()
     expect(audit_transform(encoder(lambda train, test: np.arange(len(ds.X))), ds, train, test), "letter", "test labels", "training rows alone")
-    expect(audit_transform(encoder(lambda train, test: test), ds, train, test), "test rows change with the own labels: an answer is no feature")
+    expect(audit_transform(encoder(lambda train, test: test), ds, train, test), "test rows change with their own labels: an answer is no feature")
     clean(audit_transform(encoder(lambda train, test: train), ds, train, test))
 
 
@@ -261,3 +261,14 @@ def test_a_leak_between_the_parts_is_found_in_the_whole_line(recipe, monkeypatch
     found = leaks.audit_recipe(*recipe, n=3)
     assert found.table.loc[found.table["part"] == "features.core14", "ok"].all()
     found_in(found, "the whole line", "level")
+
+
+@pytest.mark.parametrize(("years", "left", "says"), [(4, 0, "made with hindsight?"), (4, 1, "1 of 60 names left"), (1, 0, "0 of 60 names left")])
+def test_a_list_that_nobody_leaves_is_asked_about(years, left, says):
+    from tradenb.ops.leaks import _survivors
+    days = pd.bdate_range("2015-01-01", periods=252 * years, unit="us")
+    rows = pd.MultiIndex.from_product([days, [f"S{n:02d}" for n in range(60)]], names=["session", "symbol"])
+    panel = pd.DataFrame({"close": 1.}, rows)
+    if left: panel = panel.drop(panel.loc[days[100]:].xs("S07", level=1, drop_level=False).index)
+    ok, said = _survivors(panel)
+    assert says in said and (ok is None) == (years == 4 and not left)

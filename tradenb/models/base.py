@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..core.panel import Dataset
 from .cluster import together
-from .files import load, register, save # noqa: F401 they are asked for here
-from .promise import Model, clone, feature_matrix, parameters # noqa: F401
+from .files import load, register, save
+from .promise import Model, clone, feature_matrix, parameters
 from ..validation.splits import overlapping
 from ..validation.trials import Trials, ledger_here, rank_book
 

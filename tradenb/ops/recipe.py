@@ -29,7 +29,7 @@ _WHERE: dict[str, tuple[str, dict]] = { # part of a recipe: floor, and its rooms
         "price": "core14 momentum trend inputs technical", "timeframes": "timeframe",
         "technical": "scale_free sma ema rsi macd bollinger atr roc",
         "cross_section": "cross", "seasons": "calendar=calendar_features earnings_season",
-        "context": "vix=vix_features macro=macro_features", "regimes": "trend_regime volatility_regime"}),
+        "context": "vix=vix_features vix_term macro=macro_features", "regimes": "trend_regime volatility_regime"}),
     "label": ("labels", {"horizon": "forward_return", "barriers": "triple_barrier=barrier_label"}),
     "weights": ("labels", {"weights": "uniqueness time_decay"}),
     "split": ("validation", {"splits": "walk_forward=WalkForward purged_kfold=PurgedKFold cpcv=CPCV"}),
