@@ -104,7 +104,7 @@ EXISTING = [(name, it) for name, it in offered(rooms(tradenb.features, tradenb.l
 def test_every_feature_and_label_that_exists(name, it):
     if (call := told_how(name, it)) is None: return
     fn, tables = call
-    found = audit(fn, MARKET, n=5, rng=np.random.default_rng(7), **tables)
+    found = audit(fn, MARKET, n=4, rng=np.random.default_rng(7), **tables)
     assert found.ok, found.summary()
     assert (found.values > 0).all(), f"{found}: nothing was compared; give it a shorter look-back in CALLS"
 
@@ -154,7 +154,7 @@ def test_the_reach_is_the_shift_and_looking_back_is_no_leak(k, seed, single):
 
 
 @given(seed=st.integers(0, 2**32 - 1), cut=st.integers(0, 59), newcomers=st.booleans(), symbols=st.integers(1, 12))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_another_future_leaves_the_past_as_it_was(seed, cut, newcomers, symbols):
     panel = market(60, symbols, seed % 1000).assign(sector="A", lots=7)
     days, rng = panel.index.unique("session"), np.random.default_rng(seed)
@@ -179,7 +179,8 @@ def test_every_fate_is_met():
         a, b = (x["close"].xs(name, level="symbol").loc[today:].iloc[1:] for x in (panel, other))
         if len(b) < len(a): met.add("gone")
         elif b.isna().all(): met.add("missing")
-        else: met.add("shuffled" if np.allclose(np.sort(b / b.max()), np.sort(a / a.max())) else "scaled")
+        elif np.allclose(np.sort(b / b.max()), np.sort(a / a.max())): met.add("as it was" if np.allclose(b / b.max(), a / a.max()) else "shuffled")
+        else: met.add("scaled")
     assert met == {"gone", "missing", "shuffled", "scaled"}
 
 

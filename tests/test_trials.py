@@ -131,7 +131,7 @@ for seed in range(10_000):
 
 
 def test_kill_9_loses_no_trial_that_was_seen(tmp_path, root):
-    "killed at random instants, twenty times: the file opens, and every score that was given out is in it"
+    "killed at random instants, four times: the file opens, and every score that was given out is in it"
     rng, path, seen = np.random.default_rng(0), tmp_path/"trials.db", set()
     for _ in range(4):
         p = subprocess.Popen([sys.executable, "-c", SCORING, str(path)], cwd=root, stdout=subprocess.PIPE, text=True)
@@ -163,7 +163,22 @@ def test_what_cannot_be_recorded_is_not_given_out(tmp_path):
         out_of_fold(Line(), noise(), WALK, trials=Trials(tmp_path/"trials.db"))
 
 
-def test_a_notebook_is_counted_where_the_commands_count(tmp_path, monkeypatch):
-    (tmp_path/"recipes").mkdir(); (tmp_path/"nbs").mkdir()
-    monkeypatch.chdir(tmp_path/"nbs")
+def test_a_notebook_is_counted_where_the_commands_count(tmp_path, root):
+    "A real notebook in a real kernel, two folders down, that names no ledger; run twice, it is one trial"
+    import nbformat
+    from nbclient import NotebookClient
+    (tmp_path/"recipes").mkdir(); (tmp_path/"nbs"/"ideas").mkdir(parents=True)
+    code = (f"import sys; sys.path.insert(0, {str(root)!r})\n"
+            "from tests.test_trials import Line, WALK, noise\nfrom tradenb.models.base import out_of_fold\n"
+            "out_of_fold(Line(), noise(), WALK).head()")
+    for _ in range(2):
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        NotebookClient(nb, timeout=120, resources={"metadata": {"path": str(tmp_path/"nbs"/"ideas")}}).execute()
+    told = Trials(tmp_path/"var"/"trials.db").table()
+    assert told["strategy"].tolist() == ["Line"] and told["runs"].tolist() == [2]
+
+
+def test_the_nearest_ledger(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with keeping("nearest"): assert ledger_here().path == tmp_path/"var"/"trials.db"
+    with keeping(None): assert ledger_here() is None

@@ -143,6 +143,8 @@ def examined()->list[tuple[str, bool, str]]:
     told = "TRADENB_REAL_DATA is set" if real else "TRADENB_REAL_DATA is not set: its tests skip"
     free = shutil.disk_usage(".").free/2**30
     out += [_vendor(name) for name in ("polygon", "alpha_vantage", "alpaca", "yfinance", "fmp", "fred", "cboe")]
+    out += [(f"--backend {p}", has(q)[0], has(q)[1] if has(q)[0] else f"pip install 'tradenb[{p}]'")
+            for p, q in (("dask", "distributed"), ("ray", "ray"))]
     return out + [("demo data", demo, "real prices, no network" if demo else "pip install 'tradenb[demo]'"),
                   ("quarto", bool(q := shutil.which("quarto")), q or "not found: the embedded renderer does it"),
                   ("real data", bool(real), told),

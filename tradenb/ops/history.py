@@ -24,7 +24,7 @@ from .recipe import Recipe, named
 from .tracking import code_version, ledger_at, record
 from ..validation.canaries import alone, permuted
 from ..validation.metrics import FEW, ic, ic_summary, tear
-from ..validation.overfit import dsr, min_btl, psr
+from ..validation.overfit import deflated, min_btl, moments, psr
 
 # %% ../../nbs/ops/history.ipynb #0935a534
 @dataclass(frozen=True)
@@ -192,11 +192,9 @@ def judged(
     told = dict(number=place.number, trials=place.trials, effective=place.effective, variance=place.variance,
                 runs=place.runs, psr=None, dsr=None, min_btl=None, said=str(place))
     if len(r) < FEW or r.std() < 1e-12: return told
-    t, ratio = tear(r), float(r.mean()/r.std(ddof=1))
-    given = ratio, len(r), t["skew"], t["kurtosis"]
     several = place.effective >= 1.5 and place.variance > 0
-    told |= dict(psr=float(psr(*given)), min_btl=float(min_btl(place.effective)) if several else None)
-    told["dsr"] = float(dsr(*given, trials=place.effective, variance=place.variance)) if several else told["psr"]
+    told |= dict(psr=float(psr(*moments(r))), min_btl=float(min_btl(place.effective)) if several else None)
+    told["dsr"] = float(deflated(r, place.effective, place.variance)) if several else told["psr"]
     return told
 
 # %% ../../nbs/ops/history.ipynb #e67c4dd0

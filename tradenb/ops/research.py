@@ -59,7 +59,7 @@ def deflated(
     if place["dsr"] is None: return said
     what = "deflated Sharpe ratio" if place["dsr"] != place["psr"] else "probabilistic Sharpe ratio"
     verdict = "which clears the bar of 0.95" if place["dsr"] >= .95 else "below the bar of 0.95"
-    said += f" Its {what} is {place['dsr']:.2f}, {verdict}."
+    said += f" Its {what} is {int(100*place['dsr'])/100:.2f}, {verdict}." # rounded down, as the bar is
     if (place["min_btl"] or 0) >= .5:
         said += (f" With so many trials it takes {place['min_btl']:.1f} years of history to expect less than a "
                  "ratio of 1 from the best of them by luck alone.")

@@ -78,7 +78,7 @@ def audit_label(
     panel:pd.DataFrame,                # bars
     n:int|None=20,                     # evenings to try; None: every one
     rng:np.random.Generator|None=None, # draws evenings and futures; None: default_rng(0)
-    **how,                             # tolerance, newcomers, and tables of `audit`
+    **how,                             # tolerance and newcomers, as `audit` has them
 )->Causality:
     "Is the label known when it says so, after its own session, and paid at a price that could be had?"
     found, whole = audit(fn, panel, n, rng, **how), parts(fn(panel))
@@ -145,14 +145,14 @@ def audit_transform(
              *(("later rows", other[days[other] > t], True, t, 1) for t in cuts)]
     for kind, rows, features, t, k in tries:
         now = outs(_changed(ds, rows, features, rng))
-        leaks += [(column, kind, first, *rest, f"{('training', 'test')[k]} rows change with the {kind}: {_FIT[kind]}")
+        leaks += [(column, kind, first, *rest, f"{('training', 'test')[k]} rows change with {_FIT[kind]}")
                   for column, *rest in moved(whole[k], now[k], t, tolerance)]
     return findings(_name(fn), [first, *cuts], whole, leaks)
 
-_FIT = {"test rows": "fit on ds.take(train) alone, and let no window reach over the edge",
-        "test labels": "encode with the labels of the training rows alone",
-        "own labels": "an answer is no feature",
-        "later rows": "what is done to a test row must not look at the rest of its block"}
+_FIT = {"test rows": "the test rows: fit on ds.take(train) alone, and let no window reach over the edge",
+        "test labels": "the test labels: encode with the labels of the training rows alone",
+        "own labels": "their own labels: an answer is no feature",
+        "later rows": "the later rows: what is done to a test row must not look at the rest of its block"}
 
 # %% ../../nbs/validation/causality.ipynb #334eb009
 def _outputs(told, ds, train, test):

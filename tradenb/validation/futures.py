@@ -6,6 +6,8 @@
 __all__ = ['known', 'as_known', 'rewritten']
 
 # %% ../../nbs/validation/futures.ipynb #b1f3bfaf
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
@@ -39,22 +41,34 @@ def as_known(
 def _clean(index): return index.remove_unused_levels() if isinstance(index, pd.MultiIndex) else index
 
 # %% ../../nbs/validation/futures.ipynb #99f126c6
+class _Rows(NamedTuple):
+    "A table without its labels"
+    data:pd.DataFrame # the columns that are no label
+    day:np.ndarray    # session of each row
+    code:np.ndarray   # place of each row's name in `names`
+    names:np.ndarray  # object
+
+    def take(self, rows): return self._replace(data=self.data.iloc[rows], day=self.day[rows], code=self.code[rows])
+
+def _rows(table):
+    day, flat = _part(table, "session").to_numpy("M8[us]"), table.reset_index(drop=True)
+    if "symbol" in table.index.names:
+        level = table.index.names.index("symbol")
+        code, names = np.asarray(table.index.codes[level]), table.index.levels[level].to_numpy(object)
+    else: code, names = pd.factorize(table["symbol"].to_numpy(object) if "symbol" in table else np.zeros(len(table)))
+    return _Rows(flat.drop(columns=["session", "symbol"], errors="ignore"), day, code, names)
+
+# %% ../../nbs/validation/futures.ipynb #1c0e8484
 def _fates(future, rng):
     "The rows that come instead of `future`"
-    of, names = pd.factorize(_part(future, "symbol")) if _has(future, "symbol") else (np.zeros(len(future), int), [0])
-    when = pd.factorize(_part(future, "session"), sort=True)[0]
-    fate = rng.permutation(np.arange(len(names)) + rng.integers(4)) % (4 if len(names) > 3 else 2)
-    out = future.take(_within(of, (fate == 1)[of], rng)).set_axis(future.index)
-    out = out.assign(**{c: future[c] for c in _LABELS if c in future})
-    factor = np.exp(rng.normal(0, 1, len(future)))
+    of, when = pd.factorize(future.code)[0], pd.factorize(future.day, sort=True)[0]
+    names = of.max() + 1
+    fate = (rng.permutation(names) + rng.integers(4)) % (4 if names > 3 else 2)
+    factor = np.exp(rng.normal(0, 1, len(of)))
     factor = np.select([(fate == 0)[of], (fate == 2)[of]], [factor, np.nan], factor[of])
-    ends = rng.integers(0, when.max()//2 + 1, len(names))
-    return _changed(out, factor, (fate == 0)[of], rng)[(fate[of] != 3) | (when < ends[of])]
-
-_LABELS = ("session", "symbol", "known_at")
-
-def _has_level(table, name): return name in table.index.names
-def _has(table, name): return _has_level(table, name) or name in table
+    data = _changed(future.data, _within(of, (fate == 1)[of], rng), factor, (fate == 0)[of], rng)
+    ends = rng.integers(0, when.max()//2 + 1, names)
+    return future._replace(data=data).take((fate[of] != 3) | (when < ends[of]))
 
 # %% ../../nbs/validation/futures.ipynb #cbe71302
 def _within(of, move, rng):
@@ -63,23 +77,21 @@ def _within(of, move, rng):
     place[rows[np.argsort(of[rows], kind="stable")]] = rows[np.lexsort((rng.random(len(rows)), of[rows]))]
     return place
 
-def _changed(rows, factor, told, rng):
-    "Numbers times `factor`; words of somebody else where `told`"
-    other, made = np.where(told, rng.integers(0, len(rows), len(rows)), np.arange(len(rows))), {}
-    for c, dtype in rows.dtypes.items():
-        if dtype.kind == "f": made[c] = rows[c].to_numpy()*factor
-        elif told.any() and dtype.kind not in "mM" and c not in _LABELS: made[c] = rows[c].take(other).array
-    return rows.assign(**made)
+def _changed(data, place, factor, told, rng):
+    "The values at `place`, numbers times `factor`; words of somebody else where `told`"
+    other, made = np.where(told, rng.integers(0, len(data), len(data)), place), {}
+    for c, column in data.items():
+        if column.dtype.kind == "f": made[c] = column.to_numpy()[place]*factor
+        elif c != "known_at": made[c] = column.array.take(place if column.dtype.kind == "M" else other)
+    return data.assign(**made)
 
 # %% ../../nbs/validation/futures.ipynb #3a7d5a93
-def _continued(table, session, n=5):
-    "The last `n` sessions of `table` again, after `session`"
-    of = pd.DatetimeIndex(_part(table, "session"))
-    days = of.unique().sort_values()[-n:]
-    rows, coming = table[of >= days[0]], _following(days, session)
-    new = coming[days.get_indexer(of[of >= days[0]])]
-    when = {c: new for c in ("known_at", *(["session"] if "session" in table else [])) if c in table}
-    return _renamed(rows.assign(**when), session=new)
+def _continued(rows, session, n=5):
+    "The last `n` sessions of `rows` again, after `session`"
+    days = np.unique(rows.day)[-n:]
+    late, coming = rows.take(rows.day >= days[0]), _following(pd.DatetimeIndex(days), session)
+    new = coming.to_numpy("M8[us]")[np.searchsorted(days, late.day)]
+    return late._replace(day=new, data=late.data.assign(known_at=new) if "known_at" in late.data else late.data)
 
 def _following(days, session):
     "As many days after `session` as `days`, of the exchange if `days` are its own"
@@ -89,13 +101,7 @@ def _following(days, session):
     axis = sessions(start, end) if theirs else pd.bdate_range(start, end, unit="us")
     return axis[:len(days)]
 
-def _renamed(rows, **levels):
-    "Rows with other labels in their index, where it has such"
-    if not all(_has_level(rows, name) for name in levels): return rows
-    parts = {name: levels.get(name, rows.index.get_level_values(name)) for name in rows.index.names}
-    return rows.set_axis(pd.MultiIndex.from_arrays(list(parts.values()), names=list(parts)))
-
-# %% ../../nbs/validation/futures.ipynb #0b089939
+# %% ../../nbs/validation/futures.ipynb #03c3a343
 def rewritten(
     table:pd.DataFrame,       # a panel, or flat rows
     session:pd.Timestamp,     # up to whose close nothing is touched
@@ -103,17 +109,35 @@ def rewritten(
     newcomers:bool=True,      # may new names be listed?
 )->pd.DataFrame:              # the same past, and another future
     "`table`, if something else had happened next"
-    late = known(table) > np.datetime64(pd.Timestamp(session), "us")
-    past, future = table[~late], table[late] if late.any() else _continued(table, session)
-    parts = [past, _fates(future, rng)]
-    if newcomers and _has(table, "symbol"): parts += [_newcomer(future, name, rng) for name in ("!NEW", "~NEW")]
-    out = pd.concat([p for p in parts if len(p)])
-    return out.sort_index() if _has_level(table, "session") else out.reset_index(drop=True)
+    late, rows = known(table) > np.datetime64(pd.Timestamp(session), "us"), _rows(table)
+    future = rows.take(late) if late.any() else _continued(rows, session)
+    parts = [rows.take(~late), _fates(future, rng)]
+    if newcomers and "symbol" in (*table.index.names, *table): parts += [_newcomer(future, n, rng) for n in (0, 1)]
+    parts = [part for part in parts if len(part.day)]
+    data, day, code = pd.concat([p.data for p in parts]), [p.day for p in parts], [p.code for p in parts]
+    return _labelled(table, data, np.concatenate(day), np.concatenate(code), np.append(rows.names, _NEW))
 
-def _newcomer(future, name, rng):
-    "Somebody else's future under a new name"
-    of = np.asarray(_part(future, "symbol"), object)
-    rows = future[of == rng.choice(np.unique(of.astype(str)))]
-    rows = _changed(rows, np.exp(rng.normal(0, 1, len(rows))), np.zeros(len(rows), bool), rng)
-    if not _has_level(rows, "symbol"): return rows.assign(symbol=name)
-    return _renamed(rows, symbol=pd.Index([name]*len(rows), dtype="str"))
+_NEW = np.array(["!NEW", "~NEW"], object)
+
+def _newcomer(future, n, rng):
+    "Somebody else's future, under the `n`-th new name"
+    own = future.take(future.code == rng.choice(np.unique(future.code)))
+    every, factor = np.arange(len(own.day)), np.exp(rng.normal(0, 1, len(own.day)))
+    data = _changed(own.data, every, factor, every < 0, rng)
+    return own._replace(data=data, code=np.full(len(every), len(future.names) + n))
+
+# %% ../../nbs/validation/futures.ipynb #0b089939
+def _labelled(like, data, day, code, names):
+    "The rows with their labels, where `like` has them"
+    if isinstance(like.index, pd.MultiIndex):
+        (days, i), (used, j) = np.unique(day, return_inverse=True), np.unique(code, return_inverse=True)
+        order = np.argsort(names[used], kind="stable")
+        levels = {"session": pd.DatetimeIndex(days), "symbol": pd.Index(names[used][order], dtype="str")}
+        codes = {"session": i, "symbol": np.argsort(order)[j]}
+        given = ([part[n] for n in like.index.names] for part in (levels, codes))
+        return data.set_axis(pd.MultiIndex(*given, names=like.index.names)).iloc[np.lexsort((codes["symbol"], i))]
+    labels = {"session": day, "symbol": pd.array(names[code], dtype="str")}
+    if "session" in like:
+        told = {n: x for n, x in labels.items() if n in like}
+        return data.reset_index(drop=True).assign(**told)[list(like)]
+    return data.set_axis(pd.DatetimeIndex(day, name=like.index.name)).sort_index(kind="stable")

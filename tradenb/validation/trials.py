@@ -154,7 +154,7 @@ def returns(self:Trials,
 @dataclass(frozen=True)
 class Standing:
     "One track record among all that were tried"
-    number:int       # which trial it is, by first recording; 0: not on the record
+    number:int       # which of these trials it is, by first recording; 0: not on the record
     trials:int       # that count, itself included
     effective:float  # of them that differ
     variance:float   # of their Sharpe ratios, per session; 0 for a single one
@@ -162,9 +162,9 @@ class Standing:
 
     def __str__(self):
         if self.trials < 2: return "This is the first trial on these names and days."
-        alike = f"{self.effective:.0f}" if round(self.effective) < self.trials else "all of them different"
+        alike = f"effectively {self.effective:.0f}" if round(self.effective) < self.trials else "all of them different"
         place = f"This is trial {self.number} of {self.trials}" if self.number else f"There are {self.trials} trials"
-        return f"{place} on these names and days, effectively {alike}."
+        return f"{place} on these names and days, {alike}."
 
 # %% ../../nbs/validation/trials.ipynb #1b343a5e
 @patch
@@ -193,7 +193,7 @@ def standing(self:Trials,
     r, found = _series(returns), self.rivals(returns, names)
     ratios = found["sharpe"].fillna(0).to_numpy(float)
     mine = found.index[found["id"] == _digest("account", r)]
-    number = int(mine[0]) if len(mine) else 0
+    number = int(found.index.get_loc(mine[0])) + 1 if len(mine) else 0
     runs = int(found["runs"].sum()) if len(found) else 0
     if len(found) < 2: return Standing(number, max(len(found), 1), 1., 0., runs)
     told = effective_trials(self.returns(found["id"]).reindex(r.index))

@@ -41,7 +41,7 @@ def _smallest(enough, most):
     low, high = 0, most + 1
     while high - low > 1:
         k = (low + high)//2
-        if enough(k) and all(enough(min(k + more, most)) for more in (1, 2, 5)): high = k
+        if enough(k) and all(enough(min(k + more, most)) for more in (1, 5)): high = k
         else: low = k
     return high
 
