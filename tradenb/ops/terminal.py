@@ -97,7 +97,8 @@ def backtest_table(
     if place and place["dsr"] is not None:
         many = f"{place['trials']} on these names and days, effectively {place['effective']:.0f}"
         rows.add_row("trials", many if place["trials"] > 1 else "the first on these names and days")
-        rows.add_row("DSR", f"{int(100*place['dsr'])/100:.2f}  [dim]probability that this is no luck; the bar is 0.95[/]")
+        sure = int(100*place["dsr"])/100 # rounded down, as the bar is
+        rows.add_row("DSR", f"{sure:.2f}  [dim]probability that this is no luck; the bar is 0.95[/]")
     several = dict(trials=place["trials"], effective=place["effective"], variance=place["variance"]) if place else {}
     said = verdict(days["ret"], gross=days["gross"], rng=np.random.default_rng(0), **several)
     return Panel(Group(rows, "", said), title=f"[bold]{f['name']}[/]  backtest", box=box.ROUNDED, expand=False,
