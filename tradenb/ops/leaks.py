@@ -150,13 +150,13 @@ class RecipeAudit:
     def summary(self)->str:
         "In one line"
         failed, open_ = int((self.table["ok"] == False).sum()), int(self.table["ok"].isna().sum()) # noqa: E712
-        said = f"{failed} of {len(self.table)} checks found a leak" if failed else f"{len(self.table)} checks, no leak"
+        said = f"{failed} of {len(self.table)} checks failed" if failed else f"{len(self.table)} checks, no leak"
         return f"{self.name}: {said}" + (f", {open_} for you to decide" if open_ else "")
 
     def __repr__(self): return self.summary()
 
     def _repr_html_(self):
-        table = self.table.assign(ok=self.table["ok"].map({True: "ok", False: "LEAK"}).fillna("?"))
+        table = self.table.assign(ok=self.table["ok"].map({True: "ok", False: "FAILED"}).fillna("?"))
         return f"<p>{self.summary()}; {self.about}</p>{table.to_html(index=False, border=0)}"
 
 # %% ../../nbs/ops/leaks.ipynb #342351cf
@@ -200,7 +200,7 @@ def leaks_table(
     for c in ("part", "check", "", "said"): t.add_column(c, overflow="fold")
     before = None
     for part, check, ok, said in found.table.itertuples(index=False):
-        mark = "[yellow]?[/]" if pd.isna(ok) else "[green]ok[/]" if ok else "[bold red]LEAK[/]"
+        mark = "[yellow]?[/]" if pd.isna(ok) else "[green]ok[/]" if ok else "[bold red]FAILED[/]"
         t.add_row("" if part == before else escape(part), escape(check), mark, escape(said))
         before = part
     return t
