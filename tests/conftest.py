@@ -60,6 +60,23 @@ def home_address(new_home) -> str:
     return new_home()
 
 
+_NO_CLUSTER: dict[str, str] = {}   # backend -> why it does not start on this machine; "" where it does
+
+
+@pytest.fixture
+def backend(request) -> str:
+    "A backend of models.cluster whose workers do start here, or a skip that says why they do not"
+    name = request.param
+    if name in ("dask", "ray"): pytest.importorskip({"dask": "distributed"}.get(name, name), reason=f"pip install 'tradenb[{name}]'")
+    if name not in _NO_CLUSTER:
+        from tradenb.models.cluster import cluster
+        try:
+            with cluster(name, 1): _NO_CLUSTER[name] = ""
+        except (OSError, RuntimeError, TimeoutError, ConnectionError, ValueError) as e: _NO_CLUSTER[name] = f"{type(e).__name__}: {e}"[:200]
+    if _NO_CLUSTER[name]: pytest.skip(f"{name} does not start on this machine: {_NO_CLUSTER[name]}")
+    return name
+
+
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     "The command line, run here: exit code, and what it said in one line"

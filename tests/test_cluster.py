@@ -14,13 +14,6 @@ from tradenb.models.trees import XGBoost
 BACKENDS = ["loky", "dask", "ray"]
 
 
-@pytest.fixture
-def backend(request):
-    if request.param == "dask": pytest.importorskip("distributed", reason="pip install 'tradenb[dask]'")
-    if request.param == "ray": pytest.importorskip("ray", reason="pip install 'tradenb[ray]'")
-    return request.param
-
-
 def square(i, flag):
     if i == 3 and not os.path.exists(flag):
         with open(flag, "w"): pass

@@ -56,9 +56,8 @@ def test_a_name_does_not_hide_a_trial(small, tmp_path):
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
+@pytest.mark.parametrize("backend", ["loky", "dask", "ray"], indirect=True)
 def test_a_sweep_is_the_same_on_every_backend(small, tmp_path, backend):
-    if backend != "loky": pytest.importorskip({"dask": "distributed"}.get(backend, backend))
     one, two = sweep(small, GRID, tmp_path/"a"), sweep(small, GRID, tmp_path/"b", n_jobs=2, backend=backend)
     pd.testing.assert_frame_equal(one.returns, two.returns, check_exact=True)
     assert one.best == two.best and one.pbo.value == two.pbo.value
