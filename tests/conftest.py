@@ -78,6 +78,14 @@ def backend(request) -> str:
 
 
 @pytest.fixture
+def small(tmp_path) -> Path:
+    "The file of a small recipe"
+    from tests.recipes import SMALL
+    (tmp_path/"small.yml").write_text(SMALL)
+    return tmp_path/"small.yml"
+
+
+@pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     "The command line, run here: exit code, and what it said in one line"
     from tradenb.cli import main

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,24 +16,6 @@ from tradenb.execution.ledger import Ledger
 from tradenb.ops.daily import account_folder, day
 from tradenb.ops.line import account, dataset, gather, known_sessions, score
 from tradenb.ops.recipe import load
-
-SMALL = """
-name: small
-data: {settings: {universe: simulated, n_symbols: 20, n_sessions: 200}}
-features: [core14]
-label: {forward_return: {k: 5, excess: true}}
-split: {walk_forward: {train: 100, test: 21, embargo: 5}}
-model: {xgboost: {n_estimators: 10, max_depth: 2}}
-rules: [{top_bottom: {k: 4, long: 0.5, short: -0.5}}, {ewma: {alpha: 0.15}}, volatility_target, {cap: {name: 0.2}}, {gross: {cap: 1.0}}]
-daily: {paper_sessions: 30}
-"""
-
-
-@pytest.fixture
-def small(tmp_path) -> Path:
-    path = tmp_path/"small.yml"
-    path.write_text(SMALL)
-    return path
 
 
 def ledger_of(recipe, home): return Ledger.open(account_folder(recipe, home)/"ledger")

@@ -327,8 +327,8 @@ def test_the_verdict_deflates_by_what_overfit_says():
         said = verdict(r, trials=37, effective=effective, variance=variance)
         n = 37 if effective is None else effective
         p = dsr(x.mean()/x.std(ddof=1), 756, s["skew"], s["kurtosis"], n, variance)
-        count = "trial 37:" if effective is None else f"trial 37, effectively {n:.0f}:"
-        assert f"This is {count} the deflated Sharpe ratio is {np.floor(100*p)/100:.2f}, {'below' if p < .95 else 'not below'} the bar of 0.95." in said
+        count = "37 trials" if effective is None else f"37 trials, effectively {n:.0f}"
+        assert f"This is one of {count}: the deflated Sharpe ratio is {np.floor(100*p)/100:.2f}, {'below' if p < .95 else 'not below'} the bar of 0.95." in said
         assert ("too few to choose from them" in said) == (3 < min_btl(n))
         assert ("widened" in said) == (n > 1)
     assert "deflated" not in verdict(r) and "counts one trial" not in verdict(r, trials=37, effective=1)

@@ -8,25 +8,8 @@ from tradenb.ops.daily import day
 from tradenb.ops.recipe import load
 from tradenb.ops.report import report
 
-SMALL = """
-name: small
-data: {settings: {universe: simulated, n_symbols: 20, n_sessions: 200}}
-features: [core14]
-label: {forward_return: {k: 5, excess: true}}
-split: {walk_forward: {train: 100, test: 21, embargo: 5}}
-model: {xgboost: {n_estimators: 10, max_depth: 2}}
-rules: [{top_bottom: {k: 4, long: 0.5, short: -0.5}}, ewma, {gross: {cap: 1.0}}]
-daily: {paper_sessions: 30}
-"""
-
 
 def words(page): return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8"))).split())
-
-
-@pytest.fixture
-def small(tmp_path):
-    (tmp_path/"small.yml").write_text(SMALL)
-    return tmp_path/"small.yml"
 
 
 @pytest.mark.whole

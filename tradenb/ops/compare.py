@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..models.cluster import together
 from .history import Backtest, backtest, judged, opened
-from .recipe import load
+from .recipe import dotted, load
 from ..validation.difference import pairs
 from ..validation.metrics import intervals
 from ..validation.overfit import PBO, pbo
@@ -54,7 +54,7 @@ def compare(
     "Several recipes over the same history"
     asked = recipes if isinstance(recipes, Mapping) else {str(p): (p, ()) for p in recipes}
     if len(asked) < 2: raise ValueError(f"a comparison needs two recipes or more, got {', '.join(asked) or 'none'}")
-    given = [(Path(path).resolve(), [*_listed(overrides), *_listed(own)]) for path, own in asked.values()]
+    given = [(Path(path).resolve(), {**dotted(overrides), **dotted(own)}) for path, own in asked.values()]
     loaded = [load(path, over) for path, over in given] # what cannot be followed fails before anything is computed
     tasks = [(_one, path, over, Path(home).resolve()) for path, over in given]
     done = [opened(folder) for folder in together(tasks, n_jobs, backend, progress, "recipes")]
@@ -62,7 +62,6 @@ def compare(
     names = [said if plain else r.name for said, r in zip(asked, loaded, strict=True)]
     return side_by_side(dict(zip(names, done, strict=True)), home)
 
-def _listed(over): return [f"{k}={v}" for k, v in over.items()] if isinstance(over, Mapping) else list(over)
 def _one(path, over, home): return str(backtest(load(path, over), home, n_jobs=1).folder)
 
 # %% ../../nbs/ops/compare.ipynb #e81f909f

@@ -145,7 +145,8 @@ class Remembered:
         return Dataset(ds.X, ds.y, w.rename("w"), ds.known_at) if self.weights else ds
 
     def fit(self, ds):
-        self.at_, ds = Path(self.folder)/self.key(ds), self.weighed(ds)
+        ds = self.weighed(ds)
+        self.at_ = Path(self.folder)/self._key(ds)
         if not self.at_.is_dir(): save(clone(self.model).fit(ds), self.at_, ds)
         self.model_ = load_model(self.at_)
         return self
@@ -154,7 +155,9 @@ class Remembered:
 
     def key(self, ds):
         "Hash of the model's parameters and of the training rows with their weights"
-        ds = self.weighed(ds)
+        return self._key(self.weighed(ds))
+
+    def _key(self, ds):
         kind, h = type(self.model).__name__, hashlib.blake2b(digest_size=10)
         h.update(json.dumps([kind, parameters(self.model), list(ds.X.columns)], sort_keys=True, default=str).encode())
         for a in (ds.X, ds.y, ds.w): h.update(np.ascontiguousarray(a.to_numpy(float)).tobytes())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'RecipeError', 'named', 'Step', 'Macro', 'Data', 'Execution', 'Daily', 'Recipe', 'merge', 'interpolate',
-           'override', 'load']
+           'override', 'dotted', 'load']
 
 # %% ../../nbs/ops/recipe.ipynb #8e66e702
 import hashlib
@@ -203,13 +203,18 @@ def override(
     overrides:Mapping[str, Any] | Sequence[str] = (), # {"model.xgboost.depth": 4}, or ["model.xgboost.depth=4"]
 )->dict:                               # a new mapping
     "`raw` with dotted keys replaced"
-    if not isinstance(overrides, Mapping):
-        wrong = [o for o in overrides if "=" not in o]
-        if wrong: raise RecipeError(f"override {wrong[0]!r} has no '='; write it as dotted.key=value")
-        overrides = {k: _value(k, v) for k, v in (o.split("=", 1) for o in overrides)}
     out = deepcopy(dict(raw))
-    for dotted, value in overrides.items(): _put(out, dotted.split("."), value, dotted)
+    for key, value in dotted(overrides).items(): _put(out, key.split("."), value, key)
     return out
+
+def dotted(
+    overrides:Mapping[str, Any] | Sequence[str], # a mapping, or dotted.key=value as typed
+)->dict[str, Any]:                               # dotted key -> value
+    "Overrides as a mapping, however they were said"
+    if isinstance(overrides, Mapping): return dict(overrides)
+    wrong = [o for o in overrides if "=" not in o]
+    if wrong: raise RecipeError(f"override {wrong[0]!r} has no '='; write it as dotted.key=value")
+    return {k: _value(k, v) for k, v in (o.split("=", 1) for o in overrides)}
 
 def _value(key, text):
     try: return yaml.safe_load(text)

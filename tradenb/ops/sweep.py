@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from ..models.cluster import together
 from .history import Backtest, backtest, judged, opened
 from .line import fetch_missing
-from .recipe import load
+from .recipe import dotted, load
 from ..validation.overfit import PBO, pbo
 
 # %% ../../nbs/ops/sweep.ipynb #c72a9fc6
@@ -36,7 +35,12 @@ def points(
 def _point(path, said, home)->str:
     return str(backtest(load(path, said), home, n_jobs=1).folder)
 
-def _setting(said, grid): return ", ".join(f"{key.rsplit('.', 1)[-1]}={said[key]}" for key in grid)
+def _short(keys)->dict[str, str]:
+    "The last word of each dotted key; the whole key where two end alike"
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)}
+
+def _setting(point)->str: return ", ".join(f"{word}={point[key]}" for key, word in _short(point).items())
 
 # %% ../../nbs/ops/sweep.ipynb #aee35cb2
 @dataclass(frozen=True)
@@ -64,9 +68,7 @@ def sweep(
     progress:bool=False, # show a bar, a step a point
 )->Sweep:
     "Every point of a grid backtested, and the best of them judged"
-    shared = overrides if isinstance(overrides, Mapping) else {k: yaml.safe_load(v) for k, v in
-                                                               (o.split("=", 1) for o in overrides)}
-    given = {_setting(point, grid): {**shared, **point} for point in points(grid)}
+    given = {_setting(point): {**dotted(overrides), **point} for point in points(grid)}
     recipes = [load(path, said) for said in given.values()] # what cannot be followed fails before anything is computed
     path, home = Path(path).resolve(), Path(home).resolve()
     fetch_missing(recipes[0], home)
@@ -76,7 +78,7 @@ def sweep(
 
 # %% ../../nbs/ops/sweep.ipynb #6f876452
 def _found(tests, given, grid, home)->Sweep:
-    table = pd.DataFrame([{**{key.rsplit(".", 1)[-1]: given[name][key] for key in grid}, **_numbers(test)}
+    table = pd.DataFrame([{**{word: given[name][key] for key, word in _short(grid).items()}, **_numbers(test)}
                           for name, test in tests.items()], index=pd.Index(tests, name="setting"))
     returns = pd.DataFrame({name: test.days["ret"] for name, test in tests.items()})
     best, common = str(table["sharpe"].idxmax()), returns.dropna()

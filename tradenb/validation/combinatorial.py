@@ -6,6 +6,7 @@
 __all__ = ['Blocks', 'PurgedKFold', 'CPCV']
 
 # %% ../../nbs/validation/combinatorial.ipynb #d316d61c
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -27,14 +28,15 @@ def _cuts(axis, n)->np.ndarray:
     return np.r_[0, np.cumsum([len(block) for block in np.array_split(axis, n)])]
 
 # %% ../../nbs/validation/combinatorial.ipynb #957dbeb2
-class Blocks:
+class Blocks(ABC):
     "What the splitters of this room share; `_shape`: how many blocks there are, and how many of them a fold tests"
     embargo:int
     purge:str
     trains_on_later = True # which models.base asks before it lets a fold learn from what came after its test
 
     @property
-    def _shape(self)->tuple[int, int]: raise NotImplementedError
+    @abstractmethod
+    def _shape(self)->tuple[int, int]: "Blocks there are, and blocks that a fold tests"
 
     def choices(self)->list[tuple[int, ...]]: # a fold each
         "The blocks that each fold tests"

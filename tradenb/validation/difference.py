@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .inference import block_length, stationary_bootstrap
+from .record import METRICS
 
 # %% ../../nbs/validation/difference.ipynb #26c08ccd
 def _together(a, b)->np.ndarray:
@@ -20,9 +21,8 @@ def _together(a, b)->np.ndarray:
     return both.to_numpy().T
 
 def _ratios(x)->np.ndarray:
-    "Sharpe ratios along the last axis, times root 252; 0 where nothing varies"
-    spread = x.std(-1, ddof=1)
-    return np.divide(x.mean(-1), spread, out=np.zeros(spread.shape), where=spread > 1e-15) * 252**.5
+    "Sharpe ratios along the last axis, those of `validation.metrics`; 0 where nothing varies"
+    return np.nan_to_num(METRICS["sharpe"](x))
 
 # %% ../../nbs/validation/difference.ipynb #53c93b20
 def sharpe_difference(

@@ -42,7 +42,7 @@ BAR = .95   # deflated Sharpe ratio below which a record is not believed
 def _trials(r, trials, effective, variance)->Iterator[str]:
     from tradenb.validation.overfit import deflated, min_btl
     p = deflated(r, effective, variance)
-    count = f"This is trial {trials:.0f}" + (f", effectively {effective:.0f}" if effective != trials else "")
+    count = f"This is one of {trials:.0f} trials" + (f", effectively {effective:.0f}" if effective != trials else "")
     shown = np.floor(100*p)/100   # cut, not rounded: 0.949 is not 0.95
     yield f"{count}: the deflated Sharpe ratio is {shown:.2f}, {'below' if p < BAR else 'not below'} the bar of {BAR}."
     years, least = len(r)/YEAR, min_btl(effective)
