@@ -13,7 +13,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from tradenb.core.panel import long
-from tradenb.execution import ledger as ledger_room
+from tradenb.execution import vault as vault_room
 from tradenb.execution.backtest import run, step
 from tradenb.execution.broker import Bars, Fills, Sim
 from tradenb.execution.costs import Costs
@@ -325,7 +325,7 @@ def test_a_failing_broker_rule_or_disk_leaves_the_account_where_it_was(tmp_path,
         if good[0].notna().any():
             with pytest.raises(ZeroDivisionError): step(ledger, day, bars, good[0], good[1], compose([*rules, spoils]))
         with monkeypatch.context() as m, pytest.raises(OSError, match="no space"):
-            m.setattr(ledger_room.os, "replace", full)
+            m.setattr(vault_room.os, "replace", full)
             step(ledger, day, bars, *good)
         assert len(ledger.lines) == i
         step(ledger, day, bars, *good)

@@ -11,42 +11,85 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from numba import njit
 
-from .broker import Bars, Broker, Sim
+from .actions import carry, happen
+from .bars import Bars
+from .book import orders_to
+from .broker import Sim
 from .costs import Costs
-from .ledger import Ledger, orders_to
-from ..portfolio.weights import State, compose
+from .ledger import Ledger
+from .orders import Broker
+from ..portfolio.rules import Rule, State, compose, nothing
+
+# %% ../../nbs/execution/backtest.ipynb #08bee361
+def _befall(entry, before, bars, broker, lot):
+    "Book the nights since `before`, and what companies did"
+    costs, book = getattr(broker, "costs", None), entry.book
+    if costs is not None and costs.has_carry:
+        market = bars.conditions(entry.session, "open", book.symbols) if costs.needs_conditions else None
+        owed = costs.carry(book.shares*book.marks, book.cash, (entry.session - before).days, market)
+        entry.befall(carry(book, *owed))
+    if bars.actions is not None: entry.befall(happen(entry.book, bars.actions, before, entry.session, lot))
 
 # %% ../../nbs/execution/backtest.ipynb #e1add63e
-_AUCTION = {"next_open": "open", "next_close": "close", "same_close": "close"}
+_TRADED = {"next_open": "open", "next_close": "close", "next_twap": "twap", "same_close": "close"}
 
 def _trade(entry, target, at, bars, broker, lot):
-    "Fill `target` in this session's auction"
+    "Fill `target` in this session"
     book, session = entry.book, entry.session
-    prices = bars.price(session, at, book.symbols, target, book.shares)
+    prices = bars.price(session, "open" if at == "twap" else at, book.symbols, target, book.shares)
     orders = orders_to(target, book.shares, book.worth(prices), prices, book.symbols, lot, at)
     entry.trade(broker.trade(orders, session).on(book.symbols), orders.nav)
 
 # %% ../../nbs/execution/backtest.ipynb #b66dab99
 def _decide(entry, ledger, bars, scores, rule):
     "Put the session's scores through the rules"
-    if scores is None or not len(scores) or np.isnan(values := scores.to_numpy(float)).all(): return
-    symbols, values = ledger.align(scores)
-    if symbols is not entry.book.symbols: _meet(entry, symbols, bars)
-    weights = _ruled(values, rule, entry, ledger) if callable(rule) else values
-    entry.pending = np.where(np.isnan(weights), 0., weights)
-    for name in symbols[np.isinf(weights)]:
-        raise ValueError(f"the weight of {name} on {entry.session:%Y-%m-%d} is infinite: gross exposure has to be "
-                         "finite; cap it with a rule, or mend the scores")
+    if scores is None or nothing(values := scores.to_numpy(float)):
+        if not (isinstance(rule, Rule) and rule.always and len(entry.book.symbols)): return
+        weights, idle = _ruled(rule.limits, None, entry, ledger, bars), True
+    else:
+        symbols, values = ledger.align(scores)
+        if symbols is not entry.book.symbols: _meet(entry, symbols, bars)
+        weights, idle = _ruled(rule, values, entry, ledger, bars) if callable(rule) else values, False
+    entry.pending, moves, infinite = _left_alone(weights, entry.book.weights, callable(rule))
+    if idle and not moves: entry.pending = None
+    if infinite >= 0:
+        raise ValueError(f"the weight of {entry.book.symbols[infinite]} on {entry.session:%Y-%m-%d} is infinite: gross "
+                         "exposure has to be finite; cap it with a rule, or mend the scores")
+
+@njit(cache=True)
+def _left_alone(weights, held, ruled):
+    "Weights to trade, NaN where nothing is to be done; whether there is anything; where one is infinite, or -1"
+    out, moves, infinite = weights.copy(), False, -1
+    for i in range(len(weights)):
+        if np.isnan(weights[i]): out[i] = 0.
+        elif np.isinf(weights[i]) and infinite < 0: infinite = i
+        if out[i] != held[i]: moves = True
+        elif ruled and held[i] != 0: out[i] = np.nan
+    return out, moves, infinite
 
 # %% ../../nbs/execution/backtest.ipynb #241f63d2
-def _ruled(scores, rule, entry, ledger):
-    "Weights that the rules make of the scores, in sight of the account"
-    book = entry.book
-    state = State(entry.session, book.symbols, book.weights, ledger.returns_with(book.nav), book.nav, entry.memory)
-    weights = rule(scores, state)
-    entry.memory = _remembered(entry.memory, len(scores))
-    return weights
+def _ruled(rule, scores, entry, ledger, bars):
+    "Weights that the rules make of the scores, in sight of the account; of what is held where there are none"
+    book, fills = entry.book, entry.fills
+    state = State.seen(session=entry.session, symbols=book.symbols, held=book.weights, nav=book.nav, shares=book.shares,
+                       returns=ledger.returns_with(book.nav), memory=entry.memory, entry=book.entry,
+                       history=bars.history(entry.session, book.symbols), later=_Later(book, fills))
+    weights = rule(state.held.copy() if scores is None else scores, state)
+    entry.memory = _remembered(entry.memory, len(book.symbols))
+    return np.asarray(weights, float)
+
+class _Later:
+    "What a state tells if a rule asks"
+    def __init__(self, book, fills): self.book, self.fills = book, fills
+    def price(self): return np.where(self.book.marks > 0, self.book.marks, np.nan)
+    def _of(self, name):
+        fills, symbols = self.fills, self.book.symbols
+        return np.zeros(len(symbols)) if fills is None else getattr(fills.on(symbols), name)
+    def traded(self): return self._of("shares")
+    def paid(self): return self._of("price")
+    def cost(self): return self._of("cost")
 
 # %% ../../nbs/execution/backtest.ipynb #1ae9095f
 def _meet(entry, symbols, bars):
@@ -70,7 +113,7 @@ def _remembered(memory, n):
     "Memory as it will be read back; `n` names"
     kept = {}
     for key, value in memory.items():
-        try: kept[key] = value.astype(float) if isinstance(value, np.ndarray) else _plain(value)
+        try: kept[key] = np.asarray(value, float) if isinstance(value, np.ndarray) else _plain(value)
         except (TypeError, ValueError) as e:
             raise ValueError(f"memory[{key!r}] is a {type(value).__name__} and cannot be written ({e}); "
                              "remember numbers, text, lists, dicts, or float arrays aligned with state.symbols") from e
@@ -87,17 +130,18 @@ def step(
     scores:pd.Series | None,      # by symbol, known at this session's close, NaN where there is none
     broker:Broker,                # who fills
     rules:Callable | Sequence[Callable]=(), # scores to weights; none: the scores are target weights
-    fill:str="next_open",         # "next_open", "next_close", "same_close" (research only)
+    fill:str="next_open",         # "next_open", "next_close", "next_twap", "same_close" (research only)
     lot:float | None=None,        # smallest tradable number of shares, None: fractional
 )->Ledger:                        # the same ledger, with this session booked
     "The account, one session later"
     session = pd.Timestamp(session)
     if session in ledger: return ledger
-    if fill not in _AUCTION: raise ValueError(f"fill is {fill!r}; it is one of {', '.join(_AUCTION)}")
+    if fill not in _TRADED: raise ValueError(f"fill is {fill!r}; it is one of {', '.join(_TRADED)}")
     if isinstance(bars, pd.DataFrame): bars = Bars(bars)
-    entry, at = ledger.entry(session, fill), _AUCTION[fill]
+    entry, at, last = ledger.entry(session, fill), _TRADED[fill], ledger.last
     _check_next(ledger, session, bars)
-    if ledger.last and ledger.last.pending is not None: _trade(entry, ledger.last.pending, at, bars, broker, lot)
+    if last: _befall(entry, last.session, bars, broker, lot)
+    if last and last.pending is not None: _trade(entry, last.pending, at, bars, broker, lot)
     book = entry.book
     entry.mark(bars.price(session, "close", book.symbols, book.shares))
     _decide(entry, ledger, bars, scores, _composed(rules))
@@ -120,15 +164,16 @@ def run(
     weights:pd.DataFrame,         # target weights, fraction of NAV, or scores for the rules, (sessions, symbols)
     panel:pd.DataFrame | Bars,    # open and close; its sessions are the account's
     costs:Costs | None=None,      # what trading costs; None: nothing
-    fill:str="next_open",         # "next_open", "next_close", "same_close" (research only)
+    fill:str="next_open",         # "next_open", "next_close", "next_twap", "same_close" (research only)
     rules:Callable | Sequence[Callable]=(), # scores to weights; none: the weights as they are
     cash:float=100_000.,          # opening cash, dollars
     lot:float | None=None,        # smallest tradable number of shares, None: fractional
+    participation:float | None=None, # largest part of a session's volume that is filled, None: any
 )->Ledger:                        # the account through the panel's last session
     "A backtest: every session in turn"
     bars = Bars(panel) if isinstance(panel, pd.DataFrame) else panel
     matrix, rows = _check_weights(weights, bars), weights.index.get_indexer(bars.sessions)
-    ledger, broker, rule = Ledger(cash), Sim(bars, costs), _composed(rules)
+    ledger, broker, rule = Ledger(cash), Sim(bars, costs, participation), _composed(rules)
     for session, i in zip(bars.sessions, rows, strict=True):
         scores = _Row(weights.columns, matrix[i]) if i >= 0 else None
         step(ledger, session, bars, scores, broker, rule, fill, lot)
