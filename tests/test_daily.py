@@ -39,7 +39,7 @@ def test_sessions_one_by_one_with_the_disk_between_equal_the_loop(small, tmp_pat
     for s in known[-20:]: day(load(small, ["daily.paper_sessions=1", "daily.account=one"]), home, s)
     one = Ledger.open(home/"accounts"/"one"/"ledger")
     market = gather(r, home)
-    loop = account(r, score(r, dataset(r, market), home, n_jobs=1).loc[known[-20]:], market.panel)
+    loop = account(r, score(r, dataset(r, market), home, n_jobs=1).loc[known[-20]:], market)
     pd.testing.assert_series_equal(one.nav, loop.nav, check_exact=True)
     pd.testing.assert_series_equal(one.costs, loop.costs, check_exact=True)
 
@@ -51,7 +51,7 @@ def test_sixty_real_sessions_through_the_day_equal_the_backtest(root, tmp_path):
     day(r, tmp_path)
     paper = ledger_of(r, tmp_path)
     market = gather(r, tmp_path, update=False)
-    loop = account(r, score(r, dataset(r, market), tmp_path/"apart").loc[paper.sessions[0]:], market.panel)
+    loop = account(r, score(r, dataset(r, market), tmp_path/"apart").loc[paper.sessions[0]:], market)
     assert len(paper.sessions) == 60
     assert (paper.nav.mul(100).round() == loop.nav.mul(100).round()).all()        # to the cent
     np.testing.assert_allclose(paper.nav, loop.nav, rtol=1e-12)                    # and well below it

@@ -24,6 +24,7 @@ from rich.table import Table
 import tradenb
 from .ops.console import Files, HomeDir, NoPage, RecipePath, Sets, Simulated, address, begin, choices, console
 from .ops.console import show_page
+from .ops.account_commands import account_app
 from .ops.data_commands import data_app
 from .ops.research_commands import COMMANDS, Backend, Jobs
 
@@ -109,6 +110,7 @@ def backtest(
 # %% ../nbs/cli.ipynb #66814452
 for command in COMMANDS: app.command()(command)
 app.add_typer(data_app, name="data")
+app.add_typer(account_app, name="account")
 
 # %% ../nbs/cli.ipynb #5fb2d643
 @app.command()

@@ -22,6 +22,7 @@ class Universe:
     renamed:Callable[..., pd.DataFrame]
     members:Callable[..., list[str]]
     mask:Callable[..., pd.Series]
+    departed:Callable[..., pd.Series]
     read:Callable[..., "Universe"]
 
     def __init__(self,
@@ -149,6 +150,17 @@ def members(self:Universe,
     "Who was listed on that day, under the ticker of that day"
     day, t = pd.Timestamp(session), self.table
     return sorted(t["symbol"][(t["first"] <= day) & (day <= t["last"].fillna(_EVER))])
+
+# %% ../../nbs/data/universe.ipynb #64a86ef3
+@patch
+def departed(self:Universe,
+    until, # a day
+)->pd.Series: # last day listed, by the name that `renamed` gives the company
+    "Who has left for good by that day"
+    ends = self.table.assign(last=self.table["last"].fillna(_EVER)).groupby("id")["last"].max()
+    gone = ends[ends < pd.Timestamp(until)]
+    names = pd.Index(_last_names(self.table)[gone.index], dtype="str", name="symbol")
+    return pd.Series(gone.to_numpy(), names, name="last").sort_index()
 
 # %% ../../nbs/data/universe.ipynb #220bb46c
 @patch

@@ -6,6 +6,7 @@
 __all__ = ['Event', 'written', 'booked', 'split', 'dividend', 'delist', 'carry', 'Actions', 'happen']
 
 # %% ../../nbs/execution/actions.ipynb #b3545969
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -33,8 +34,8 @@ class Event:
     @classmethod
     def of(cls, told:dict)->"Event":
         "The event that `written` told of"
-        return cls(**{k: np.array(v, dtype=object if k == "names" else float) if isinstance(v, list) else v
-                      for k, v in told.items()})
+        arrays = {k: np.array(told[k], dtype=kind) for k, kind in (("names", object), ("each", float)) if k in told}
+        return cls(**(told | arrays))
 
     def becomes(self, shares:float, mark:float=0., entry:float=np.nan)->tuple[float, float, float]:
         "What a position in the event's name is afterwards: shares, the price last seen, the price it was opened at"
@@ -63,18 +64,21 @@ def booked(
     events:Iterable[Event], # in the order in which they happened
 )->Any:                     # the account afterwards
     "The account after `events`"
-    place, columns, cash = None, {}, book.cash
+    events = list(events)
+    place = _places(book.symbols) if any(e.symbol for e in events) else {}
     for e in events:
-        cash += e.cash
-        if not e.symbol: continue
-        if place is None: place, columns = _places(book.symbols), {k: getattr(book, k).copy() for k in _POSITION}
-        if e.symbol not in place:
+        if e.symbol and e.symbol not in place:
             raise ValueError(f"a {e.kind} of {e.symbol}, which is no name of the account; was a file left out?")
-        i = place[e.symbol]
-        for x, v in zip(columns.values(), e.becomes(*(x[i] for x in columns.values())), strict=True): x[i] = v
-    return replace(book, cash=cash, **columns)
+    return _moved(book, events, [place.get(e.symbol, -1) for e in events])
 
-_POSITION = "shares", "marks", "entry"
+# %% ../../nbs/execution/actions.ipynb #8bcac049
+def _moved(book, events, places):
+    "`book` after `events` on the names at `places`, -1: the account's"
+    shares, marks, entry, cash = book.shares.copy(), book.marks.copy(), book.entry.copy(), book.cash
+    for e, i in zip(events, places, strict=True):
+        cash += e.cash
+        if i >= 0: shares[i], marks[i], entry[i] = e.becomes(shares.item(i), marks.item(i), entry.item(i))
+    return replace(book, shares=shares, marks=marks, entry=entry, cash=cash)
 
 def _places(symbols): return dict(zip(symbols.tolist(), range(len(symbols)), strict=True))
 
@@ -86,33 +90,40 @@ def split(
 )->tuple[Any, list[Event]]: # the account afterwards, and what to write down
     "The account after splits"
     ratios = _numbers("split ratio", ratios, book, lambda x: x > 0, "above zero: new shares for one old, 7 for 7:1")
-    new = np.flatnonzero((ratios == ratios) & (ratios != 1))
-    events = [Event("split", book.symbols[i], (q := book.shares.item(i))*(r := ratios.item(i)) - q, 0., r)
-              for i in new if book.shares[i]]
-    after = booked(book, events)
-    for i in new[book.shares[new] == 0]: after.marks[i] /= ratios[i]
-    return _rounded(after, events, lot) if lot and events else (after, events)
+    held, seen = _parted(book, np.flatnonzero((ratios == ratios) & (ratios != 1)))
+    events = [Event("split", book.symbols[i], (q := book.shares.item(i))*(r := ratios.item(i)) - q, amount=r)
+              for i in held]
+    after = _moved(book, events, held)
+    after.marks[seen] /= ratios[seen]
+    return _rounded(after, events, held, lot) if lot else (after, events)
+
+def _parted(book, places):
+    "Of the names at `places`, those that are held, and the rest"
+    held = book.shares[places] != 0
+    return places[held].tolist(), places[~held]
 
 # %% ../../nbs/execution/actions.ipynb #42506348
 def _numbers(what, values, book, good, law):
     "`values` as floats, one a name, `good` wherever they are not NaN"
     values = np.asarray(values, float)
     if values.shape != book.symbols.shape:
-        raise ValueError(f"{what}: shape {values.shape} for the account's {len(book.symbols)} names; one each, in order")
+        raise ValueError(f"{what}: shape {values.shape} for the account's {len(book.symbols)} names; "
+                         "one each, in their order")
     odd = np.flatnonzero((values == values) & ~(good(values) & np.isfinite(values)))
     if len(odd): raise ValueError(f"{what} of {book.symbols[odd[0]]} is {values[odd[0]]}; it is {law}")
     return values
 
 # %% ../../nbs/execution/actions.ipynb #bf629252
-def _rounded(book, events, lot):
+def _rounded(book, events, held, lot):
     "What `events` left of a lot becomes cash"
-    place, fractions = _places(book.symbols), []
-    for e in events:
-        i = place[e.symbol]
+    fractions, places = [], []
+    for i in held:
         q, mark = book.shares.item(i), book.marks.item(i)
-        rest = q - np.copysign(np.floor(abs(q)/lot + 1e-9)*lot, q)
-        if abs(rest) > 1e-9*lot: fractions.append(Event("fraction", e.symbol, -rest, rest*mark, mark))
-    return booked(book, fractions), [*events, *fractions]
+        rest = q - math.copysign(math.floor(abs(q)/lot + 1e-9)*lot, q)
+        if abs(rest) > 1e-9*lot:
+            fractions.append(Event("fraction", book.symbols[i], -rest, rest*mark, mark))
+            places.append(i)
+    return _moved(book, fractions, places), [*events, *fractions]
 
 # %% ../../nbs/execution/actions.ipynb #d678a0ef
 def dividend(
@@ -121,15 +132,14 @@ def dividend(
 )->tuple[Any, list[Event]]: # the account afterwards, and what to write down
     "The account after dividends"
     dollars = _numbers("dividend", dollars, book, lambda x: x >= 0, "zero or more, dollars a share")
-    paying = np.flatnonzero(dollars > 0)
-    for i in paying[(book.shares[paying] != 0) & (dollars[paying] >= book.marks[paying])]:
-        raise ValueError(f"dividend of {book.symbols[i]} is {dollars[i]:,.2f} a share at a price of {book.marks[i]:,.2f}, "
-                         "which is not more; is it on the shares after the split, as the price is?")
-    events = [Event("dividend", book.symbols[i], 0., book.shares.item(i)*(d := dollars.item(i)), d)
-              for i in paying if book.shares[i]]
-    after = booked(book, events)
-    seen = (book.shares == 0) & (book.marks > dollars)
-    return replace(after, marks=np.where(seen, book.marks - dollars, after.marks)), events
+    held, seen = _parted(book, np.flatnonzero(dollars > 0))
+    for i in (i for i in held if dollars[i] >= book.marks[i]):
+        raise ValueError(f"dividend of {book.symbols[i]} is {dollars[i]:,.2f} a share at a price of "
+                         f"{book.marks[i]:,.2f}, which is not more; is it on the shares after the split?")
+    events = [Event("dividend", book.symbols[i], 0., book.shares.item(i)*(d := dollars.item(i)), d) for i in held]
+    after, seen = _moved(book, events, held), seen[dollars[seen] < book.marks[seen]]
+    after.marks[seen] -= dollars[seen]
+    return after, events
 
 # %% ../../nbs/execution/actions.ipynb #e22a957b
 def delist(
@@ -140,10 +150,10 @@ def delist(
     "The account after delistings, at the last mark where there is no price"
     prices = _numbers("delisting price", prices, book, lambda x: x >= 0, "zero or more, dollars a share")
     gone = ~np.isnan(prices) if gone is None else np.asarray(gone, bool)
+    held, _ = _parted(book, np.flatnonzero(gone))
     paid = np.where(np.isnan(prices), book.marks, prices)
-    events = [Event("delisting", book.symbols[i], -q, q*(p := paid.item(i)), p)
-              for i in np.flatnonzero(gone) if (q := book.shares.item(i))]
-    return booked(book, events), events
+    events = [Event("delisting", book.symbols[i], -(q := book.shares.item(i)), q*(p := paid.item(i)), p) for i in held]
+    return _moved(book, events, held), events
 
 # %% ../../nbs/execution/actions.ipynb #967c69e6
 def carry(
@@ -160,9 +170,12 @@ def carry(
             raise ValueError(f"borrow of {book.symbols[i]} is {borrow[i]}; it is what a short pays, dollars from zero")
         events.append(Event("borrow", "", 0., np.add.accumulate(each).item(-1), 0., book.symbols[due], each))
     if interest: events.append(Event("interest", cash=float(interest)))
-    return booked(book, events), events
+    return replace(book, cash=sum((e.cash for e in events), start=book.cash)), events
 
 # %% ../../nbs/execution/actions.ipynb #23341e6a
+_KINDS = {"split": 1., "dividend": 0., "delisting": np.nan} # and what is none
+
+# %% ../../nbs/execution/actions.ipynb #a2833748
 class Actions:
     "Splits, dividends and delistings of a market, by ex-date"
     def __init__(self,
@@ -179,25 +192,32 @@ class Actions:
             for day, rows in told[told != none].groupby(level="session"):
                 symbols = rows.index.get_level_values("symbol")
                 self._on.setdefault(day, {})[kind] = symbols.tolist(), rows.tolist()
-        self.days, self._names, self._place = sorted(self._on), None, {}
+        self.days = sorted(self._on)
+        self._names:np.ndarray | None = None
+        self._place:dict[str, int] = {} # of the names that were asked for last
+
+    def between(self, before:pd.Timestamp, session:pd.Timestamp)->list[pd.Timestamp]:
+        "Ex-dates after one day, up to another"
+        start = bisect_right(self.days, before)
+        return self.days[start:bisect_right(self.days, session, start)]
 
     def by_name(self,
         day:pd.Timestamp,     # an ex-date
         symbols:np.ndarray,   # names
     )->dict[str, np.ndarray]: # by kind, a number each, NaN: none; without the kinds that touch none of them
         "What happened to `symbols` on `day`"
+        if day not in self._on: return {}
         if symbols is not self._names: self._names, self._place = symbols, _places(symbols)
         out = {}
-        for kind, (names, values) in self._on.get(day, {}).items():
+        for kind, (names, values) in self._on[day].items():
             known = [(self._place[s], v) for s, v in zip(names, values, strict=True) if s in self._place]
             if known: out[kind] = np.full(len(symbols), np.nan)
             for i, v in known: out[kind][i] = v
         return out
 
     def __repr__(self):
-        return f"Actions({sum(len(names) for on in self._on.values() for names, _ in on.values())} on {len(self.days)} days)"
-
-_KINDS = {"split": 1., "dividend": 0., "delisting": np.nan} # and what is none
+        n = sum(len(names) for kinds in self._on.values() for names, _ in kinds.values())
+        return f"Actions({n} on {len(self.days)} days)"
 
 # %% ../../nbs/execution/actions.ipynb #dcef3c10
 def happen(
@@ -209,11 +229,12 @@ def happen(
 )->tuple[Any, list[Event]]: # the account before the open, and what to write down
     "The account after all that companies did between two sessions"
     events:list[Event] = []
-    for day in actions.days[bisect_right(actions.days, before):bisect_right(actions.days, session)]:
+    for day in actions.between(before, session):
         told = actions.by_name(day, book.symbols)
         if "split" in told: book, events = _then(split(book, told["split"], lot), events)
         if "dividend" in told: book, events = _then(dividend(book, told["dividend"]), events)
         if "delisting" in told: book, events = _then(delist(book, told["delisting"]), events)
     return book, events
 
+# %% ../../nbs/execution/actions.ipynb #b757e7d5
 def _then(result, events): return result[0], events + result[1]

@@ -169,12 +169,14 @@ def run(
     cash:float=100_000.,          # opening cash, dollars
     lot:float | None=None,        # smallest tradable number of shares, None: fractional
     participation:float | None=None, # largest part of a session's volume that is filled, None: any
+    start:pd.Timestamp | None=None, # first session of the account, None: the panel's first
 )->Ledger:                        # the account through the panel's last session
     "A backtest: every session in turn"
     bars = Bars(panel) if isinstance(panel, pd.DataFrame) else panel
     matrix, rows = _check_weights(weights, bars), weights.index.get_indexer(bars.sessions)
     ledger, broker, rule = Ledger(cash), Sim(bars, costs, participation), _composed(rules)
-    for session, i in zip(bars.sessions, rows, strict=True):
+    first = 0 if start is None else bars.row(pd.Timestamp(start))
+    for session, i in zip(bars.sessions[first:], rows[first:], strict=True):
         scores = _Row(weights.columns, matrix[i]) if i >= 0 else None
         step(ledger, session, bars, scores, broker, rule, fill, lot)
     return ledger

@@ -31,7 +31,7 @@ def _refuse(price, session, at, symbols, stakes):
 
 # %% ../../nbs/execution/bars.ipynb #832cddde
 class _Market:
-    "Prices of a market, by session and name"
+    "Sessions, names and columns of a market"
     def __init__(self,
         panel:pd.DataFrame,              # open and close, dollars; high, low, volume for those who ask
         actions:pd.DataFrame | Actions | None=None, # split, dividend, delisting by ex-date; None: adjusted prices
@@ -49,6 +49,11 @@ class _Market:
         self._names:Sequence | np.ndarray = ()  # who was asked for last, and where they are
         self._place, self._all = np.array([], dtype=int), False
 
+    @property
+    def columns(self)->list[str]:
+        "What can be asked for"
+        return list(self._panel)
+
     def row(self, session:pd.Timestamp)->int:
         "Which of the market's sessions it is"
         if session in self._row: return self._row[session]
@@ -60,6 +65,9 @@ class _Market:
         i = self.row(session)
         return self._days[i-1] if i else None
 
+# %% ../../nbs/execution/bars.ipynb #1a95c789
+class _Prices(_Market):
+    "One session of it"
     def price(self,
         session:pd.Timestamp, # one of the market's sessions
         at:str,               # "open" or "close"
@@ -77,18 +85,23 @@ class _Market:
         "Any column of the panel in this session, NaN where there is no bar"
         return _matrix(self, name)[self.row(session)].take(_places(self, symbols))
 
-# %% ../../nbs/execution/bars.ipynb #1a95c789
-class Bars(_Market):
+# %% ../../nbs/execution/bars.ipynb #69cd1ce3
+class Bars(_Prices):
     "A market, by session and name"
     def history(self, session:pd.Timestamp, symbols:np.ndarray):
         "What `State.past` asks: (column, n) -> matrix (up to n sessions, symbols) that ends with this session"
         return partial(_history, self, self.row(session), symbols)
 
-    def conditions(self, session:pd.Timestamp, at:str, symbols:np.ndarray)->Conditions:
+    def conditions(self,
+        session:pd.Timestamp | None, # one of the market's sessions; None: the one that comes after the last
+        at:str,                      # "open", "close", "twap" or "day"
+        symbols:np.ndarray,          # names
+    )->Conditions:
         "What the market was like before this session opened, for those who charge for trading in it"
-        i, place = self.row(session), _places(self, symbols)
+        i, place = len(self.sessions) if session is None else self.row(session), _places(self, symbols)
         sigma, adv = (m[i-1].take(place) if i else np.full(len(place), np.nan) for m in self._liquidity)
-        volume = self.column(session, "volume", symbols) if "volume" in self._panel else np.full(len(place), np.nan)
+        told = session is not None and "volume" in self._panel
+        volume = self.column(session, "volume", symbols) if told else np.full(len(place), np.nan)
         return Conditions(sigma=sigma, adv=adv, volume=volume, session=session, at=at)
 
     @cached_property

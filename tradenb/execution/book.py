@@ -40,7 +40,7 @@ def orders_to(
 )->Orders:
     "What to trade so that the account holds `target`"
     if not nav > 0: raise ValueError(f"NAV is {nav:,.2f}, which no weight can be a part of; lower the gross exposure")
-    return Orders(symbols, _asked(target, held, nav, prices, lot or 0.), nav, at)
+    return Orders(symbols, _asked(target, held, nav, prices, lot or 0.), nav, at, held=held)
 
 # %% ../../nbs/execution/book.ipynb #60e3107b
 @njit(cache=True)
@@ -145,6 +145,7 @@ class Line:
     held:np.ndarray; marks:np.ndarray                                     # closes of what is held
     basis:float; cash:float; nav:float                                    # dollars
     events:tuple[Event, ...] = ()                                         # before the open
+    rejects:tuple[tuple[str, str], ...] = ()                              # orders that were refused, and why
 
 @njit(cache=True)
 def _some(values):
@@ -162,4 +163,4 @@ def line(
     book, fills = entry.book, entry.fills or Fills(entry.book.symbols, *np.zeros((3, 0)))
     held, done = _some(book.shares), _some(fills.shares)
     return Line(entry.session, done, fills.shares.take(done), fills.price.take(done), fills.cost.take(done),
-                held, book.marks.take(held), entry.basis, book.cash, book.nav, tuple(entry.events))
+                held, book.marks.take(held), entry.basis, book.cash, book.nav, tuple(entry.events), fills.rejects)

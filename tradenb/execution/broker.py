@@ -54,7 +54,7 @@ def _prices(bars, orders, session):
 def _mean_price(bars, session, names, shares):
     "The day's mean price"
     mean = sum(bars.price(session, c, names, shares) for c in ("open", "high", "low", "close"))/4
-    if "vwap" not in bars._panel: return mean
+    if "vwap" not in bars.columns: return mean
     vwap = bars.price(session, "vwap", names, shares)
     return np.where(vwap == vwap, vwap, mean)
 
@@ -69,22 +69,29 @@ def _refused(orders, quoted, bars):
                                        for i in lost.nonzero()[0]]
 
 # %% ../../nbs/execution/broker.ipynb #052c36cc
+def _held(orders):
+    "Shares held before, one a symbol"
+    if orders.held is None:
+        raise ValueError("a broker that refuses short sales has to know what is held; Orders(..., held=shares)")
+    held = np.asarray(orders.held, float)
+    if held.shape != orders.symbols.shape or not np.isfinite(held).all():
+        raise ValueError(f"Orders.held is {held.tolist()[:5]} for {len(orders.symbols)} symbols; shares, one each")
+    return held
+
+# %% ../../nbs/execution/broker.ipynb #109d1f40
 def _in_lots(orders, shares, lot):
     "Shares without the orders for parts of a lot, and why"
     odd = np.abs(shares/lot - np.round(shares/lot)) > 1e-6
-    if orders.held is not None: odd &= shares != -orders.held
+    if orders.held is not None: odd &= shares != -_held(orders)
     return np.where(odd, 0., shares), [(str(orders.symbols[i]), f"{abs(shares[i]):g} shares are no multiple of the lot "
                                                                 f"of {lot:g}") for i in odd.nonzero()[0]]
 
-# %% ../../nbs/execution/broker.ipynb #109d1f40
+# %% ../../nbs/execution/broker.ipynb #45bbd54a
 def _covered(orders, shares, can):
     "Shares without the short sales of what cannot be sold short, and why"
-    if orders.held is None:
-        raise ValueError("a broker that refuses short sales has to know what is held; Orders(..., held=shares)")
-    short = np.maximum(-(orders.held + shares), 0.) - np.maximum(-orders.held, 0.)
-    over = np.where(can, 0., np.maximum(short, 0.))
-    return shares + over, [(str(orders.symbols[i]), f"not shortable: {over[i]:g} of {-shares[i]:g} shares")
-                           for i in over.nonzero()[0]]
+    kept = np.maximum(shares, np.where(can, -np.inf, -np.maximum(_held(orders), 0.))) + 0.
+    return kept, [(str(orders.symbols[i]), f"not shortable: {kept[i] - shares[i]:g} of {-shares[i]:g} shares")
+                  for i in np.flatnonzero(kept != shares)]
 
 # %% ../../nbs/execution/broker.ipynb #4734a809
 def _within(shares, volume, participation, lot):

@@ -135,6 +135,7 @@ class Costs(_Rates):
     @classmethod
     def realistic(cls, spread=5., Y=1., exponent=.5, commission=0., fees=0., slippage=None, borrow=TIERS,
                   credit=0., debit=500., proceeds=0., unknown_sigma=.05, unknown_adv=1e6):
+        "Spread, the square-root law, a lender's tiers, and loans at 5% a year"
         return cls(spread, commission, 0., fees, Y, exponent, slippage, borrow, credit, debit, proceeds,
                    unknown_sigma, unknown_adv)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .actions import Event, booked
-from .book import Book, Entry, Line, line, orders_to
+from .actions import Event, booked, written
+from .book import Book, Entry, line, orders_to
 from .orders import Fills, placed
 from .statements import Statements
 from .vault import Chain, keep, read, verify
@@ -45,6 +45,11 @@ class _Standing(Statements):
     def flags(self)->set[str]:
         "What a report must say about this account"
         return {"research_only_same_close"} if self.last and self.last.fill == "same_close" else set()
+    @property
+    def rejects(self)->pd.DataFrame:
+        "Orders that the broker refused: session, symbol, why"
+        told = [(l.session, *r) for l in self.lines for r in l.rejects]
+        return pd.DataFrame(told, columns=["session", "symbol", "why"])
     @property
     def daily(self)->np.ndarray:
         "Net returns so far"
@@ -157,11 +162,9 @@ def _facts(entry, ledger):
     done = {k: getattr(told, k).tolist() for k in ("shares", "price", "cost")}
     return dict(session=f"{entry.session:%Y-%m-%d}", after=ledger.last and f"{ledger.last.session:%Y-%m-%d}",
                 fill=entry.fill, met=names[len(ledger.symbols):].tolist(), basis=told.basis,
-                events=[_event(e) for e in told.events], fills={"symbol": names[told.done].tolist(), **done},
-                marks={"symbol": names[told.held].tolist(), "price": told.marks.tolist()}, cash=told.cash, nav=told.nav)
-
-def _event(e):
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(e).items() if v is not None}
+                events=written(told.events), fills={"symbol": names[told.done].tolist(), **done},
+                rejects=[list(r) for r in told.rejects], cash=told.cash, nav=told.nav,
+                marks={"symbol": names[told.held].tolist(), "price": told.marks.tolist()})
 
 # %% ../../nbs/execution/ledger.ipynb #10a5c665
 def _tomorrow(entry):
@@ -180,12 +183,13 @@ def _draft(ledger, page):
     if facts["after"] != after:
         raise ValueError(f"{page.path} follows {facts['after']}, and {after} is last: restore the file from a backup")
     entry = ledger.entry(pd.Timestamp(facts["session"]).as_unit("us"), facts["fill"])
-    events = [Event(**{k: np.array(v) if isinstance(v, list) else v for k, v in e.items()})
-              for e in facts.get("events", ())]
+    events = [Event.of(e) for e in facts.get("events", ())]
     if events: entry.befall((booked(entry.book, events), events))
     if facts["met"]: entry.book = entry.book.knowing(np.r_[ledger.symbols, np.array(facts["met"], dtype=object)])
-    symbols, fills, marks = entry.book.symbols, facts["fills"], facts["marks"]
-    if fills["symbol"]: entry.trade(Fills(*fills.values()).on(symbols), facts["basis"])
+    symbols, done, marks = entry.book.symbols, facts["fills"], facts["marks"]
+    rejects = tuple((name, why) for name, why in facts.get("rejects", ()))
+    fills = Fills(done["symbol"], done["shares"], done["price"], done["cost"], rejects)
+    if done["symbol"] or rejects: entry.trade(fills.on(symbols), facts["basis"])
     entry.mark(placed(marks["price"], marks["symbol"], symbols, np.nan))
     return entry
 

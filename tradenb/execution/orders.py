@@ -36,13 +36,13 @@ class Orders:
 
     def __post_init__(self):
         if self.at not in TIMES: raise ValueError(f"orders are for {self.at!r}; it is one of {', '.join(TIMES)}")
-        if not (self.limit is self.stop is self.ids is self.held is None): _check(self)
+        if not (self.limit is self.stop is self.ids is None): _check(self)
 
 # %% ../../nbs/execution/orders.ipynb #c4942fc2
 def _check(orders):
     "Prices and ids are one a symbol, and belong to a kind of order that exists"
     n, at = len(orders.symbols), orders.at
-    for name in ("limit", "stop", "held"):
+    for name in ("limit", "stop"):
         if (given := getattr(orders, name)) is None: continue
         if np.shape(given) != (n,):
             raise ValueError(f"Orders.{name} has shape {np.shape(given)} for {n} symbols; one each, in their order")

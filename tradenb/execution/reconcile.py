@@ -35,7 +35,7 @@ def _theirs(statement):
         raise ValueError(f"the statement has {name} twice; add up its lots: groupby('symbol').sum()")
     shares = pd.to_numeric(frame["shares"], errors="coerce").astype(float)
     for name in shares.index[~np.isfinite(shares)]:
-        raise ValueError(f"the statement has {frame['shares'][name]!r} shares of {name}; is the column text with commas?")
+        raise ValueError(f"the statement has {frame['shares'][name]!r} shares of {name}; write numbers, without commas")
     shares = shares[shares != 0]
     price = frame["price"] if "price" in frame else frame["value"]/frame["shares"] if "value" in frame else np.nan
     return pd.DataFrame({"shares": shares, "price": pd.Series(price, frame.index, dtype=float).reindex(shares.index)})
@@ -46,10 +46,10 @@ _RATIOS = [(n, 1) for n in range(2, 51)] + [(1, n) for n in range(2, 51)] + [(3,
 def _split_of(q, theirs, mark, price):
     "The split (new, old) that makes `q` shares at `mark` `theirs` at `price`, or None"
     for new, old in _RATIOS:
-        want, known = q*new/old, price == price and mark > 0
+        want, known = q*new/old, price > 0 and mark > 0
         fits = math.isclose(want, theirs, rel_tol=1e-6) or known and theirs == math.trunc(want)
-        moved = math.isclose(price*new/old, mark, rel_tol=.25) if known else fits
-        if fits and moved: return new, old
+        if not fits: continue
+        if not known or abs(math.log(price*new/old/mark)) < min(abs(math.log(new/old))/2, .4): return new, old
     return None
 
 # %% ../../nbs/execution/reconcile.ipynb #707aaf60
@@ -64,20 +64,20 @@ def _rounded_to(q, theirs):
 def _shares(name, q, theirs, mark, price):
     "What one name's difference of shares looks like: what, and what to do"
     if q == 0: return "unknown", f"the broker holds {name} and the account does not; book the fill that was missed"
-    if theirs == 0: return "missing", f"the account holds {name} and the broker does not; was the order filled, or the name renamed?"
+    if theirs == 0: return "missing", f"the account holds {name} and the broker does not; was it sold or delisted?"
     if theirs == -q: return "sign", f"{name} has the other sign; write shorts as negative shares in the statement"
     if ratio := _split_of(q, theirs, mark, price):
-        return "split", f"looks like a {ratio[0]}:{ratio[1]} split of {name} that is not booked; see execution.actions.split"
+        return "split", f"looks like a {ratio[0]}:{ratio[1]} split of {name} that is not booked; add it to the actions"
     if (digits := _rounded_to(q, theirs)) is not None:
         return "rounding", f"the broker keeps {digits or 'no'} decimals of {name}; trade with lot={10**-digits:g}"
-    return "shares", f"{abs(theirs - q):g} shares of {name} {'more' if theirs > q else 'fewer'} at the broker; look for the fill"
+    return "shares", f"{abs(theirs - q):g} {name} {'more' if theirs > q else 'fewer'} at the broker; look for the fill"
 
 # %% ../../nbs/execution/reconcile.ipynb #0a5ba79a
 _COLUMNS = ["symbol", "what", "ours", "theirs", "dollars", "said"]
 
 def _names(ours, theirs, tolerance):
     "Rows about names: symbol, what, ours, theirs, dollars, said"
-    both = ours.join(theirs, how="outer", lsuffix="_ours", rsuffix="_theirs").sort_index()
+    both = ours.add_suffix("_ours").join(theirs.add_suffix("_theirs"), how="outer").sort_index()
     both[["shares_ours", "shares_theirs"]] = both[["shares_ours", "shares_theirs"]].fillna(0.)
     for name, q, mark, held, price in both.itertuples():
         at, other = (price, price) if mark != mark else (mark, mark if price != price else price)
@@ -85,38 +85,43 @@ def _names(ours, theirs, tolerance):
             what, said = _shares(name, q, held, mark, price)
             yield [name, what, q, held, held*other - q*at, said]
         elif abs(price - mark) > tolerance:
-            yield [name, "price", mark, price, held*(price - mark), f"{name} is marked at another price; which close is it?"]
+            yield [name, "price", mark, price, held*(price - mark), f"{name} is marked differently; which close is it?"]
 
 # %% ../../nbs/execution/reconcile.ipynb #6c2bf026
+_QUARTER = pd.Timedelta(days=90)
+
 def _unbooked(ledger, i, gap, actions):
     "Dividends of the last 90 days that are in `actions` and not in the ledger"
-    session = ledger.sessions[i]
-    for day in actions.days if actions else []:
-        if not session - pd.Timedelta(days=90) < day <= session: continue
-        j = ledger.sessions.searchsorted(day) - 1
-        if j < 0: continue
-        for name, amount in zip(ledger.symbols, actions.by_name(day, ledger.symbols).get("dividend", ()), strict=False):
-            paid = amount*ledger.positions.iloc[j][name]
-            if round(100*np.nan_to_num(paid)) == gap != 0:
-                return "dividend", f"the dividend of {name}, {amount:g} a share on {day:%Y-%m-%d}, is not booked here"
+    last, symbols, held = ledger.sessions[i], ledger.symbols, ledger.positions
+    for day in (d for d in actions.days if last - _QUARTER < d <= last) if actions else ():
+        if not (j := ledger.sessions.searchsorted(day)): continue
+        told, shares = actions.by_name(day, symbols), held[symbols].iloc[j-1].to_numpy()
+        shares = shares*np.nan_to_num(told.get("split", np.nan), nan=1.)
+        cents = np.round(100*np.nan_to_num(told.get("dividend", np.nan))*shares)
+        for k in np.flatnonzero((cents == gap) & (cents != 0)):
+            return "dividend", (f"the dividend of {symbols[k]}, {told['dividend'][k]:g} a share on {day:%Y-%m-%d}, "
+                                "is not booked here")
+
+
 
 # %% ../../nbs/execution/reconcile.ipynb #62742b6d
 def _not_paid(ledger, i, gap):
     "Dividends of the last 90 days that are booked here and may be paid later"
     late = ledger.events
     late = late[(late["kind"] == "dividend") & (late["session"] <= ledger.sessions[i])
-                & (late["session"] > ledger.sessions[i] - pd.Timedelta(days=90))].iloc[::-1]
+                & (late["session"] > ledger.sessions[i] - _QUARTER)].iloc[::-1]
     for some in [*(late.iloc[[k]] for k in range(len(late))), *(late.iloc[:k] for k in range(2, len(late) + 1))]:
         if round(100*some["cash"].sum()) == -gap:
             return "unpaid", f"the dividend of {', '.join(some['symbol'])}, booked on the ex-date, is not paid yet"
 
+# %% ../../nbs/execution/reconcile.ipynb #e583258a
 def _accrued(ledger, i, gap):
     "Borrow and interest of the month"
     month = ledger.sessions[i].strftime("%Y-%m")
     due = sum(s.iloc[:i+1].loc[month].sum() for s in (ledger.borrow, ledger.interest))
     if gap and round(100*due) == -gap: return "accrued", f"borrow and interest of {month}, which the broker books later"
 
-# %% ../../nbs/execution/reconcile.ipynb #e583258a
+# %% ../../nbs/execution/reconcile.ipynb #7f6675d6
 def _spent(rows, gap):
     "A difference of shares that comes with this difference of cash"
     for name, what, q, theirs, dollars, _ in rows:
@@ -125,6 +130,7 @@ def _spent(rows, gap):
         if abs(at/usual - 1) < .1: return "fill", f"goes with the shares of {name}: a fill at {at:,.4f}, costs included"
         if what == "missing" and at > 0: return "delisting", f"{name} is gone and {at:,.4f} a share came in; see delist"
 
+# %% ../../nbs/execution/reconcile.ipynb #06177c14
 def _guess(ours, gap):
     "Names that could have paid a dividend of whole cents a share"
     could = [f"{name} {a:.2f}" for name, q, mark in ours.itertuples()
@@ -146,6 +152,7 @@ class Reconciled:
     "An account beside a broker's statement"
     session:pd.Timestamp      # whose close was compared
     names:int                 # names on either side
+    cash:bool                 # was the cash compared?
     differences:pd.DataFrame  # symbol (empty: cash), what, ours, theirs, dollars (theirs less ours), said
 
     @property
@@ -154,16 +161,28 @@ class Reconciled:
     def summary(self)->str:
         "In a sentence"
         n, day = len(self.differences), f"{self.session:%Y-%m-%d}"
-        if self.ok: return f"{day}: {self.names} names and cash agree"
+        if self.ok: return f"{day}: {self.names} names{' and cash'*self.cash} agree"
         kinds = ", ".join(f"{k} {what}" for what, k in self.differences["what"].value_counts(sort=False).items())
-        return f"{day}: {n} difference{'s'*(n > 1)} ({kinds}), {self.differences['dollars'].sum():+,.2f} dollars at the broker"
+        dollars = self.differences["dollars"].sum()
+        return f"{day}: {n} difference{'s'*(n > 1)} ({kinds}), {dollars:+,.2f} dollars at the broker"
 
     def __repr__(self): return "\n".join([self.summary(), *self.differences["said"]])
     def _repr_html_(self):
-        table = self.differences.to_html(border=0, index=False, float_format=lambda x: f"{x:,.4f}".rstrip("0").rstrip("."))
+        show = lambda x: f"{x:,.4f}".rstrip("0").rstrip(".")
+        table = self.differences.to_html(border=0, index=False, float_format=show)
         return f"<p>{self.summary()}</p>{'' if self.ok else table}"
 
 # %% ../../nbs/execution/reconcile.ipynb #64803f4a
+def _renamed(rows):
+    "A name that is gone and another with as many shares are one name, renamed"
+    old, new = ([r for r in rows if r[1] == what] for what in ("missing", "unknown"))
+    for a in old:
+        for b in (b for b in new if b[3] == a[2]):
+            a[1] = b[1] = "renamed"
+            a[5] = b[5] = f"{a[0]} may be called {b[0]} now: as many shares; look for a change of ticker"
+    return rows
+
+# %% ../../nbs/execution/reconcile.ipynb #853b1689
 def reconcile(
     ledger,                  # an account, `execution.ledger.Ledger`
     statement:pd.DataFrame,  # a broker's positions: symbol, signed shares, and price or value in dollars if it has them
@@ -176,14 +195,6 @@ def reconcile(
     ours, money, day = _ours(ledger, session)
     theirs = _theirs(statement)
     rows = _renamed(list(_names(ours, theirs, tolerance)))
-    if cash is not None: rows += _cash(ledger, ledger.sessions.get_loc(day), ours, money, cash, rows, actions, tolerance)
-    return Reconciled(day, len(ours.index.union(theirs.index)), pd.DataFrame(rows, columns=_COLUMNS))
-
-def _renamed(rows):
-    "A name that is gone and another with as many shares are one name, renamed"
-    old, new = ([r for r in rows if r[1] == what] for what in ("missing", "unknown"))
-    for a in old:
-        for b in (b for b in new if b[3] == a[2]):
-            a[1] = b[1] = "renamed"
-            a[5] = b[5] = f"{a[0]} may be called {b[0]} now: as many shares; look for a change of ticker"
-    return rows
+    i, n = ledger.sessions.get_loc(day), len(ours.index.union(theirs.index))
+    if cash is not None: rows += _cash(ledger, i, ours, money, cash, rows, actions, tolerance)
+    return Reconciled(day, n, cash is not None, pd.DataFrame(rows, columns=_COLUMNS))

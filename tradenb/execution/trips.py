@@ -68,6 +68,9 @@ def _fold(name, when, kind, shares, cash, cost):
                 if not through: continue
                 d, fee = rest, fee*rest/d
             if not going:
+                if n and who[0, n-1] == name[i] and abs(d) <= 1e-9*state[n-1, _SHARES]:
+                    state[n-1, _COST] += fee   # the last dust of a trip that is over
+                    continue
                 who[0, n], who[1, n], who[2, n], who[3, n] = name[i], when[i], -1, 1 if d > 0 else -1
                 trip, n, going = state[n], n + 1, True
             _enter(trip, d, price, fee)
@@ -175,7 +178,7 @@ def cost_parts(
 )->pd.DataFrame:     # (sessions, parts), dollars, zero where nothing was traded
     "What was paid for what, session by session"
     bars = Bars(bars) if isinstance(bars, pd.DataFrame) else bars
-    at = at or ("open" if ledger.last is None or ledger.last.fill == "next_open" else "close")
+    at = at or {"next_open": "open", "next_twap": "twap"}.get(ledger.last.fill if ledger.last else "", "close")
     bills = {session: _bill(session, done, basis, costs, bars, at) for session, done, basis in _traded(ledger)}
     table = pd.DataFrame(list(bills.values()), pd.DatetimeIndex(bills), list(costs.parts(np.zeros(0), 1.)), dtype=float)
     table = table.reindex(ledger.sessions).fillna(0.).rename_axis("part", axis=1)

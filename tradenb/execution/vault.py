@@ -34,9 +34,10 @@ _NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.[a-z]+-(\d+))?\.json|opening\.json")
 
 def _order(name):
     "Where a file stands among the others"
-    told = _NAME.fullmatch(name)
-    return told[1] or "", int(told[2] or 0)
+    day, n = _NAME.fullmatch(name).groups() # type: ignore[union-attr]
+    return day or "", int(n or 0)
 
+# %% ../../nbs/execution/vault.ipynb #a5bb270e
 def files(
     folder:Path | str, # an account's
 )->list[Path]:         # in the order in which they were written, empty if there is no folder
@@ -71,6 +72,7 @@ def _digest(data): return hashlib.sha256(data).hexdigest()
 
 def _short(line): return _digest(line.encode())[:16]
 
+# %% ../../nbs/execution/vault.ipynb #f113a140
 def _object(path, line):
     "A line that holds a JSON object"
     try: found = json.loads(line)
@@ -101,22 +103,27 @@ def keep(
     prev:str | None=None, # hash of the file before it, as `keep` or `read` gave it; None: there is none
 )->str:                 # hash of the new file
     "Add a file to an account"
-    if not _NAME.fullmatch(name): raise ValueError(f"{name} is no name of an account's file; 2024-01-02.json is one")
-    before, path = _last(folder), Path(folder)/name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists(): raise ValueError(f"{path} is written already, and what is booked stays; open the account again")
-    if prev != (before and _digest(before.read_bytes())):
-        raise ValueError(f"{folder} was written to by somebody else, {before and before.name} is last there; "
-                         "open the account again, and go on from what it says")
-    if before and _order(path.name) < _order(before.name):
-        raise ValueError(f"{path.name} would come before {before.name}, which is last in {folder}; step in order")
+    before, path = next(reversed(files(folder)), None), Path(folder)/name
+    _check_place(path, before, prev)
     lines = [json.dumps(second)] if second is not None else []
     link = {"follows": before.name, "prev": prev} if before else {}
     lines.insert(0, json.dumps(first | link | ({"tomorrow": _short(lines[0])} if lines else {})))
+    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, text := "".join(line + "\n" for line in lines))
     return _digest(text.encode())
 
-def _last(folder): return next(reversed(files(folder)), None)
+# %% ../../nbs/execution/vault.ipynb #43965a03
+def _check_place(path, before, prev):
+    "A new file has a name, its place is free and at the end, and what is before it is what its writer has read"
+    if not _NAME.fullmatch(path.name):
+        raise ValueError(f"{path.name} is no name of an account's file; 2024-01-02.json is one")
+    if path.exists(): raise ValueError(f"{path} is written already, and what is booked stays; open the account again")
+    if prev != (before and _digest(before.read_bytes())):
+        last = before.name if before else "nothing"
+        raise ValueError(f"{path.parent} was written to by somebody else, {last} is last there; "
+                         "open the account again, and go on from what it says")
+    if before and _order(path.name) < _order(before.name):
+        raise ValueError(f"{path.name} would come before {before.name}, which is last in {path.parent}; step in order")
 
 # %% ../../nbs/execution/vault.ipynb #4df33f84
 def _broken(pages):
@@ -166,6 +173,9 @@ class Chain:
         return "; ".join(said)
 
 # %% ../../nbs/execution/vault.ipynb #bcfc0c78
+_REWRITTEN = "or a file before it was rewritten, and all after it: none has the noted hash"
+
+# %% ../../nbs/execution/vault.ipynb #06a5943a
 def verify(
     folder:Path | str,     # an account's
     noted:str | None=None, # a head that was noted elsewhere, earlier; None: none was
@@ -174,8 +184,8 @@ def verify(
     pages, broken, paths = [], [], files(folder)
     for path in paths:
         try:
-            pages.append(parse(path))
-            pages[-1].second
+            page = parse(path)
+            if page.rest is None or page.second is not None: pages.append(page)
         except ValueError: broken.append((path.name, "is not what was written there"))
     if paths and paths[0].name != "opening.json": broken.append(("opening.json", "was removed"))
     where = next((p.name for p in pages if p.digest == noted), None)
@@ -184,5 +194,3 @@ def verify(
     loose = [] if broken else [p.name for p in pages[1:] if "prev" not in p.first]
     return Chain(len(paths), pages[-1].digest if pages else None, tuple(sorted(broken, key=lambda x: _order(x[0]))),
                  tuple(loose), where)
-
-_REWRITTEN = "or a file before it was rewritten, and all after it: none has the noted hash"

@@ -15,7 +15,7 @@ from ..execution.backtest import run
 from ..execution.bars import Bars
 from ..execution.costs import Costs
 from ..execution.ledger import Ledger
-from ..validation.metrics import FEW, YEAR, intervals
+from ..validation.metrics import YEAR, intervals
 
 # %% ../../nbs/ops/capacity.ipynb #080e88d1
 CAPITALS = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8, 3e8, 1e9)   # USD
@@ -26,20 +26,21 @@ def capacity(
     costs:Costs | None=None,      # that depend on the size of orders; None: Costs.realistic()
     rules:Callable | Sequence[Callable]=(), # scores to weights
     capitals:Sequence[float]=CAPITALS, # opening cash of each account, USD
-    fill:str="next_open",         # when decisions are filled
+    **how,                        # fill, lot, participation of run
 )->pd.DataFrame:                  # by capital: sharpe, low, high, gross, cost, ret, dollars, share, share_95, over
     "The same strategy by accounts of several sizes"
     bars, costs = Bars(panel) if isinstance(panel, pd.DataFrame) else panel, costs or Costs.realistic()
     if not len(capitals) or not all(0 < c < np.inf for c in capitals):
         raise ValueError(f"capitals are dollars above 0, were {list(capitals)}")
-    rows = {float(c): _asked(run(scores, bars, costs, fill, rules, float(c)), bars) for c in sorted(capitals)}
+    def account(cash): return run(scores, bars, costs, rules=rules, cash=cash, start=scores.index[0], **how)
+    rows = {float(c): _asked(account(float(c)), bars) for c in sorted(capitals)}
     return pd.DataFrame.from_dict(rows, "index").rename_axis("capital")
 
 # %% ../../nbs/ops/capacity.ipynb #4a1ffe6d
 def _asked(ledger, bars)->dict:
     "What one account has to say"
     ret, before = ledger.returns, ledger.nav.shift(1, fill_value=ledger.opening)
-    cost = ledger.costs/before
+    cost = (ledger.costs - ledger.borrow - ledger.interest)/before
     gross, cost, net = (YEAR*x.mean() for x in (ret + cost, cost, ret))
     found = intervals(ret, "sharpe").loc["sharpe"]
     dollars, share = participation(ledger, bars)

@@ -88,7 +88,7 @@ def backtest(
     learnt = ds if permute is None else permuted(ds, np.random.default_rng(permute))
     scores = score(recipe, learnt, home, progress, n_jobs, backend, ledger_at(home) if permute is None else None)
     paths = [scores] if isinstance(scores, pd.Series) else [scores[c].dropna().rename("score") for c in scores]
-    ledgers = [account(recipe, each, market.panel) for each in paths]
+    ledgers = [account(recipe, each, market) for each in paths]
     last = learner(recipe, home).fit(last_training(recipe, learnt))
     ratios = np.array([tear(ledger.returns)["sharpe"] for ledger in ledgers])
     shown = int(np.argsort(ratios, kind="stable")[(len(ratios) - 1)//2]) # the middle path, the lower of two

@@ -34,9 +34,14 @@ _WHERE: dict[str, tuple[str, dict]] = { # part of a recipe: floor, and its rooms
     "weights": ("labels", {"weights": "uniqueness time_decay"}),
     "split": ("validation", {"splits": "walk_forward=WalkForward purged_kfold=PurgedKFold cpcv=CPCV"}),
     "model": ("models", {"trees": "xgboost=XGBoost lightgbm=LightGBM"}),
-    "rules": ("portfolio", {"weights": "filter_negative top_bottom directional rank zscore ewma",
-                            "sizing": "volatility_target gross", "limits": "cap"}),
-    "costs": ("execution", {"costs": "zero=Costs.zero flat=Costs.flat ranker=Costs.ranker"}),
+    "rules": ("portfolio", {
+        "weights": "filter_negative top_bottom threshold long_only volatility_scaled directional rank zscore ewma",
+        "sizing": "volatility_target gross fixed_fractional regime_filter risk_parity", "kelly": "kelly growth_optimal",
+        "rebalance": "rebalance band hold",
+        "limits": "cap notional_cap liquidity_cap sector_cap net_cap turnover_cap",
+        "stops": "stop_loss take_profit trailing_stop atr_stop", "switches": "drawdown_breaker kill_switch",
+        "anytime": "anytime_switch"}),
+    "costs": ("execution", {"costs": "zero=Costs.zero flat=Costs.flat ranker=Costs.ranker realistic=Costs.realistic"}),
 }
 
 NAMES: dict[str, dict[str, str]] = {
@@ -117,8 +122,10 @@ class Data(_Strict):
 # %% ../../nbs/ops/recipe.ipynb #5971bc0e
 class Execution(_Strict):
     "How targets become fills"
-    fill: str = "next_open"              # next_open | next_close | same_close (research only)
+    fill: Literal["next_open", "next_close", "next_twap", "same_close"] = "next_open" # the last: research only
     costs: Step = Step(name="ranker")
+    lot: float | None = Field(default=None, gt=0) # smallest tradable number of shares; None: fractional
+    participation: float | None = Field(default=None, gt=0, le=1) # largest part of a session's volume; None: any
     cash: float = Field(default=100_000., gt=0) # opening cash, USD
 
 class Daily(_Strict):

@@ -14,14 +14,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.panel import wide
-from ..execution.bars import Bars
-from ..execution.costs import Costs
 from ..execution.trips import cost_parts, trips
 from .capacity import CAPITALS, capacity
 from .history import Backtest
-from .line import account, gather
+from .line import account, gather, rules_of
 from .recipe import Recipe
-from ..validation.drawdowns import drawdown
 from ..validation.inference import block_length, stationary_bootstrap
 from ..validation.record import YEAR, check_returns, over
 
@@ -82,36 +79,35 @@ def tear_sheet(
     capitals:tuple=CAPITALS, # opening cash of each account, USD
 )->Sheet:              # read back if it was made before
     "The tables of a tear sheet, kept with the backtest"
-    costs = recipe.execution.costs.make("costs")
-    own = getattr(costs, "needs_conditions", False)
     paths = [done.folder/f"{name}.parquet" for name in ("trips", "parts", "capacity")]
-    charged = "the recipe's own" if own else "realistic"
     if not all(p.is_file() for p in paths):
-        for path, table in zip(paths, _made(done, recipe, home, costs if own else None, capitals), strict=True):
-            _keep(table, path)
-    return Sheet(*map(pd.read_parquet, paths), charged)
+        for path, table in zip(paths, _made(done, recipe, home, capitals), strict=True): _keep(table, path)
+    own = _sized(recipe.execution.costs.make("costs"))
+    made, parts, sizes = (pd.read_parquet(path) for path in paths)
+    return Sheet(made, parts, sizes, "the recipe's own" if own else "realistic")
 
 # %% ../../nbs/ops/tearsheet.ipynb #e7b7c30d
-def _made(done, recipe, home, costs, capitals):
+def _made(done, recipe, home, capitals):
     "Trips, parts and capacity of the account, walked again"
     market, scores = gather(recipe, home, update=False), done.scored["score"]
     if market.fingerprint != done.facts["data"]["fingerprint"]:
-        raise ValueError(f"the store has changed since backtest {done.folder.name} was made of it; run the backtest again")
-    ledger = account(recipe, scores, market.panel)
+        raise ValueError(f"the store has changed since backtest {done.folder.name} was made; run the backtest again")
+    ledger, costs = account(recipe, scores, market), recipe.execution.costs.make("costs")
     if (off := (ledger.nav - done.days["nav"]).abs().max()) >= .005:
         raise ValueError(f"backtest {done.folder.name} does not come out the same again (NAV differs by {off:,.2f}); "
                          "it was made by other code: run it again")
-    paid = cost_parts(ledger, recipe.execution.costs.make("costs"), Bars(market.panel.loc[ledger.sessions[0]:]))
     carried = {k: -getattr(ledger, k) for k in ("borrow", "interest") if getattr(ledger, k).any()}
-    return trips(ledger), paid.assign(**carried), _capacity(recipe, scores, market.panel, costs, capitals)
+    parts = cost_parts(ledger, costs, market.bars).assign(**carried)
+    return trips(ledger), parts, _capacity(recipe, scores, market, costs if _sized(costs) else None, capitals)
 
-def _capacity(recipe, scores, panel, costs, capitals):
-    "Capacity, with a month of bars before the first score"
-    if "volume" not in panel or not (panel["volume"] > 0).any(): return pd.DataFrame()
-    matrix, days = wide(scores.to_frame("score"), "score"), panel.index.unique("session")
-    first = days[max(days.get_loc(matrix.index[0]) - 21, 0)]
-    rules = [r.make("rules") for r in recipe.rules]
-    return capacity(matrix, panel.loc[first:], costs, rules, capitals, recipe.execution.fill)
+def _sized(costs): return bool(getattr(costs, "needs_conditions", False))
+
+def _capacity(recipe, scores, market, costs, capitals):
+    "Capacity; nothing where the market has no volume"
+    if "volume" not in market.panel or not (market.panel["volume"] > 0).any(): return pd.DataFrame()
+    ex, matrix = recipe.execution, wide(scores.to_frame("score"), "score")
+    how = dict(fill=ex.fill, lot=ex.lot, participation=ex.participation)
+    return capacity(matrix, market.bars, costs, rules_of(recipe, market), capitals, **how)
 
 def _keep(table, path):
     part = path.with_name(f".{path.name}.{os.getpid()}")

@@ -35,6 +35,9 @@ def day_table(
     rows.add_row("data", f"[{_COLOUR[d['status']]}]{d['status']}[/]  {escape(d['summary'])}")
     if d["status"] == "RED": return _framed(f, rows)
     if d.get("restated"): rows.add_row("", "[yellow]with corrections that came after the close[/]")
+    for x in f.get("switches", ()):
+        rows.add_row("switch", f"[bold red]{x['key']} fired on {x['fired']}[/]: {escape(x['why'])}. Flat until a "
+                               f"person says: tradenb account release RECIPE {x['key']} --by NAME --why REASON")
     rows.add_row("model", f"{m['name']}, learnt from {m['rows']:,} labels known by {m['known']}")
     if m["ic"]["sessions"]: rows.add_row("rank IC", _band(m["ic"], 3) + f"  [dim]{m['ic']['sessions']} sessions[/]")
     rows.add_row("Sharpe", _band(a["sharpe"]) + f"  [dim]paper account, {a['sessions']} sessions, net of costs[/]")

@@ -18,22 +18,22 @@ from .switches import Latch
 # %% ../../nbs/portfolio/anytime.ipynb #336267e2
 STAKES = np.array([0., 1/8, 1/4, 1/2, 19/20]) # of the largest stake
 
+# %% ../../nbs/portfolio/anytime.ipynb #579959ac
 @njit(cache=True)
 def _bet(returns, floor, window, most, spread, stakes):
     "What the sceptic has after each session, of a dollar"
-    out, parts = np.ones(len(returns)), np.full(len(stakes), 1/len(stakes))
-    seen, n, total, squares, rich = np.zeros(window), 0, 0., 0., 1.
+    out, k = np.ones(len(returns)), len(stakes)
+    parts, seen, place, n, total, squares, rich = np.full(k, 1/k), np.zeros(window), 0, 0, 0., 0., 1.
     for t, r in enumerate(returns):
         if r != 0:
             variance = (squares - total*total/window)/(window - 1)
             if n >= window and variance > 1e-9*squares:
-                z = min(max((r - floor)/variance**.5, -most), most)
-                parts *= 1 - stakes*(z/most)
-                rich = parts.sum()
-                parts += spread*(rich/len(parts) - parts)
-            old = seen[n % window]
-            total, squares, n = total + r - old, squares + r*r - old*old, n + 1
-            seen[(n - 1) % window] = r
+                z, mean, rich = min(max((r - floor)/np.sqrt(variance), -most), most)/most, rich/k, 0.
+                for i in range(k):
+                    parts[i] = (parts[i] + spread*(mean - parts[i]))*(1 - stakes[i]*z)
+                    rich += parts[i]
+            old, seen[place] = seen[place], r
+            total, squares, n, place = total + r - old, squares + r*r - old*old, n + 1, (place + 1) % window
         out[t] = rich
     return out
 
@@ -50,8 +50,9 @@ def sceptic(
     if r.ndim != 1 or not np.isfinite(r).all():
         raise ValueError("returns are one account's, a finite number a session; fillna(0) where it held nothing")
     _check_bets(floor, window, most, spread)
-    return _bet(r, floor/252, window, float(most), spread, STAKES)
+    return _bet(r, floor/252, int(window), float(most), float(spread), STAKES)
 
+# %% ../../nbs/portfolio/anytime.ipynb #80fc8d96
 def _check_bets(floor, window, most, spread):
     if not np.isfinite(floor): raise ValueError(f"floor={floor}: a mean return, fraction a year, 0 is none")
     if window < 2: raise ValueError(f"window={window}: a standard deviation needs 2 sessions or more")
@@ -66,14 +67,14 @@ def upper_bound(
     **bets,            # window, most, spread, as in `sceptic`
 )->np.ndarray:         # fraction a year, after each session, infinite while nothing is refuted
     "The lowest mean return that is refuted so far"
-    grid = np.linspace(-1, 1, 401) if grid is None else np.asarray(grid, float)
-    out = np.full(len(returns), np.inf)
-    for floor in grid[::-1]:
+    floors, out = np.linspace(-1, 1, 401) if grid is None else np.asarray(grid, float), np.full(len(returns), np.inf)
+    for floor in floors[::-1]:
         refuted = np.maximum.accumulate(sceptic(returns, floor, **bets)) >= 1/_checked_alpha(alpha)
         if not refuted.any(): break # a lower floor is harder still to refute
         out[refuted] = floor
     return out
 
+# %% ../../nbs/portfolio/anytime.ipynb #f0072411
 def _checked_alpha(alpha):
     if 0 < alpha < 1: return alpha
     raise ValueError(f"alpha={alpha}: the chance of a false alarm, between 0 and 1, .05 is one account in twenty")
@@ -95,7 +96,7 @@ def anytime_switch(
     def weigh(weights, state):
         since = latch.since(state)
         if since is not None:
-            rich = _bet(state.returns[since:], floor/252, window, float(most), spread, STAKES)[-1:]
+            rich = _bet(state.returns[since:], floor/252, int(window), float(most), float(spread), STAKES)[-1:]
             if not (rich >= enough).any(): return weights.copy()
             latch.fire(state, f"a mean return of {floor:.1%} a year is refuted at {alpha:.0%}", rich[0])
         return np.zeros(len(weights))
@@ -104,6 +105,7 @@ def anytime_switch(
 # %% ../../nbs/portfolio/anytime.ipynb #3053acee
 SWITCHES = ["3-sigma session", "8% drawdown", "Sharpe ratio of 60 sessions", "anytime, 5%"]
 
+# %% ../../nbs/portfolio/anytime.ipynb #1f859380
 @njit(cache=True)
 def _watch(r, window, months, enough, floor, stakes):
     "Session at which each switch first fires, as many as there are if never, and sessions on which it holds"
@@ -122,21 +124,22 @@ def _watch(r, window, months, enough, floor, stakes):
             if now[k] and first[k] == n: first[k] = t
     return first, held
 
-# %% ../../nbs/portfolio/anytime.ipynb #1f859380
+# %% ../../nbs/portfolio/anytime.ipynb #b628fb80
 def first_fired(
     returns:np.ndarray, # of many accounts, fraction, (accounts, sessions)
     floor:float=0.,     # of the anytime switch, mean return, fraction a year
     alpha:float=.05,    # of the anytime switch, chance that it ever fires on an account that is as good
-)->tuple[np.ndarray, np.ndarray]: # sessions until each switch fires, infinite if never, and on which it holds, (accounts, 4)
+)->tuple[np.ndarray, np.ndarray]: # sessions until it fires, infinite if never, and on which it holds, (accounts, 4)
     "When each of `SWITCHES` fires in each account"
     returns = np.ascontiguousarray(returns, float)
     found = [_watch(r, 20, 60, 1/_checked_alpha(alpha), floor/252, STAKES) for r in returns]
     first, held = (np.array([f[i] for f in found], float) for i in (0, 1))
     return np.where(first == returns.shape[1], np.inf, first + 1), held
 
-# %% ../../nbs/portfolio/anytime.ipynb #452dcd1f
+# %% ../../nbs/portfolio/anytime.ipynb #2f9fee2b
 _IDLE = (20, 0, 59, 20) # sessions until each of `SWITCHES` has its window
 
+# %% ../../nbs/portfolio/anytime.ipynb #452dcd1f
 def study(
     sharpes:Sequence[float]=(2., 1., 0., -1., -2.), # true Sharpe ratios, annualised
     years:int=3,            # that each account is watched
@@ -146,7 +149,7 @@ def study(
     floor:float=0.,         # of the anytime switch, mean return, fraction a year
     alpha:float=.05,        # of the anytime switch
     rng:np.random.Generator | None=None, # None: default_rng(0)
-)->pd.DataFrame:            # (switch, Sharpe ratio) -> sessions: share on which it holds; fired: shares of accounts; median
+)->pd.DataFrame:            # (switch, Sharpe): share of sessions, of accounts in a year and ever; median of sessions
     "How often and how soon each of `SWITCHES` fires at several true Sharpe ratios"
     if tails is not None and not tails > 2: raise ValueError(f"tails={tails}: a variance needs more than 2")
     rng, shape = rng or np.random.default_rng(0), (accounts, 252*years)
@@ -155,6 +158,7 @@ def study(
     for sharpe in sharpes:
         first, held = first_fired(volatility*(sharpe/252 + z/252**.5), floor, alpha)
         for k, name in enumerate(SWITCHES):
-            rows[name, sharpe] = {"sessions": held[:, k].mean()/(shape[1] - _IDLE[k]), "first year": (first[:, k] <= 252).mean(),
-                                  "fired": np.isfinite(first[:, k]).mean(), "median": np.median(first[:, k])}
+            when = first[:, k]
+            rows[name, sharpe] = {"holds": held[:, k].mean()/(shape[1] - _IDLE[k]), "in a year": (when <= 252).mean(),
+                                  "ever": np.isfinite(when).mean(), "median": np.median(when)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["switch", "Sharpe"])

@@ -6,8 +6,6 @@
 __all__ = ['kelly_bet', 'growth', 'kelly', 'bayes_stein', 'growth_optimal']
 
 # %% ../../nbs/portfolio/kelly.ipynb #68eb162e
-import math
-
 import numpy as np
 
 from .rules import rule
@@ -42,34 +40,34 @@ def kelly(
     key:str="kelly",   # the name under which the record is remembered
 ):                     # rule: weights -> weights
     "The weights times `fraction` of mean over variance of the account's returns before scaling, the mean shrunk"
-    if not 0 < fraction <= 1: raise ValueError(f"fraction={fraction}: a part of Kelly, above 0 to 1; beyond it risk grows alone")
+    if not 0 < fraction <= 1: raise ValueError(f"fraction={fraction}: a part of Kelly, above 0 to 1")
     if not 0 < low <= high: raise ValueError(f"low={low}, high={high}: factors, 0 < low <= high")
     if least < 2: raise ValueError(f"least={least}: a variance needs 2 sessions or more")
     def scale(weights, state):
-        seen, n, mean, squares, factor = _record(state, key)
-        believed = fraction if n < least else fraction*_believed(n, mean, squares)
-        now = min(max(believed, low), high)
-        state.memory[key] = {"seen": seen, "n": n, "mean": mean, "squares": squares, "factor": now}
+        record = _continued(state.memory.get(key), state.returns)
+        wanted = fraction*_believed(**record) if record["n"] >= least else fraction
+        now = min(max(wanted, low), high)
+        state.memory[key] = {**record, "seen": len(state.returns), "factor": now}
         return weights*now
     return scale
 
 # %% ../../nbs/portfolio/kelly.ipynb #28a9a13b
+def _continued(told, returns):
+    "Number, mean and sum of squared deviations of the returns before scaling, with those since the last decision"
+    if told is None: return dict(n=0, mean=0., squares=0.)
+    n, mean, squares = told["n"], told["mean"], told["squares"]
+    for one in returns[int(told["seen"]):].tolist():
+        n, far = n + 1, one/told["factor"] - mean
+        mean += far/n
+        squares += far*(one/told["factor"] - mean)
+    return dict(n=n, mean=mean, squares=squares)
+
+# %% ../../nbs/portfolio/kelly.ipynb #9cc4ea1c
 def _believed(n, mean, squares):
     "Mean over variance, with the part of the mean that noise explains taken away"
     variance = squares/(n - 1)
     if mean <= 0 or variance <= 0: return 0.
     return mean/variance*max(1 - variance/(n*mean**2), 0.)
-
-def _record(state, key):
-    "Sessions seen, and how many, their mean and squared deviations before scaling, and the factor now in force"
-    seen, n, mean, squares, factor = (state.memory.get(key) or _none(state)).values()
-    for one in state.returns[int(seen):].tolist():
-        n, far = n + 1, one/factor - mean
-        mean += far/n
-        squares += far*(one/factor - mean)
-    return len(state.returns), n, mean, squares, factor
-
-def _none(state): return dict(seen=len(state.returns), n=0, mean=0., squares=0., factor=1.)
 
 # %% ../../nbs/portfolio/kelly.ipynb #460aa1c8
 def bayes_stein(
@@ -92,12 +90,12 @@ def growth_optimal(
     expected:str="scores",  # expected returns: the "scores" themselves, or the means of the "past"
     horizon:int=1,          # sessions that a score speaks of
     window:int=252,         # sessions from which risk, and past means, are measured
-    shrink:float | None=None, # part of the means' differences that is taken away; None: 0 of scores, Jorion's of the past
+    shrink:float | None=None, # part of the means' differences taken away; None: 0 of scores, Jorion's of the past
 ):                          # rule: expected returns -> weights
     "`fraction` of inverse covariance times expected returns, the fastest-growing book"
-    if not 0 < fraction <= 1: raise ValueError(f"fraction={fraction}: a part of Kelly, above 0 to 1; beyond it risk grows alone")
+    if not 0 < fraction <= 1: raise ValueError(f"fraction={fraction}: a part of Kelly, above 0 to 1")
     if expected not in ("scores", "past"): raise ValueError(f"expected={expected!r}: the 'scores' or the 'past'")
-    if horizon < 1 or window < 2: raise ValueError(f"horizon={horizon}, window={window}: 1 session or more, and 2 or more")
+    if horizon < 1 or window < 2: raise ValueError(f"horizon={horizon}, window={window}: sessions, from 1 and from 2")
     if shrink is not None and not 0 <= shrink <= 1: raise ValueError(f"shrink={shrink}: a part, from 0 to 1")
     def weigh(scores, state):
         at, past = np.flatnonzero(scores == scores), state.past("return", window)
@@ -110,6 +108,7 @@ def growth_optimal(
         return out
     return weigh
 
+# %% ../../nbs/portfolio/kelly.ipynb #da5a5303
 def _means(past):
     known = past == past
     return np.where(known, past, 0.).sum(axis=0)/np.maximum(known.sum(axis=0), 1)

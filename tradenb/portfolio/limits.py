@@ -7,6 +7,8 @@ __all__ = ['cap', 'notional_cap', 'liquidity_cap', 'sector_cap', 'net_cap', 'tur
 
 # %% ../../nbs/portfolio/limits.ipynb #3f001a3b
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -50,20 +52,22 @@ def liquidity_cap(
         return np.where(np.abs(asked - state.held) <= most, asked, state.held + _between(asked - state.held, most))
     return weigh
 
+# %% ../../nbs/portfolio/limits.ipynb #d9fc9c3e
 def _traded(state, window):
     "Dollars traded a session, the mean of the last `window`, zero in a session without a bar"
-    close, volume = state.past("close", window), state.past("volume", window)
-    return np.nan_to_num(close*volume).sum(axis=0)/max(len(close), 1)
+    traded = state.past("close", window)*state.past("volume", window)
+    traded[traded != traded] = 0.
+    return traded.sum(axis=0)/max(len(traded), 1)
 
 # %% ../../nbs/portfolio/limits.ipynb #0105aa49
 @rule
 def sector_cap(
-    cap:float=.25,           # largest sum of absolute weights of one sector, fraction of NAV
-    sectors:Mapping=None,    # symbol -> sector
-):                           # rule: weights -> weights
+    cap:float=.25, # largest sum of absolute weights of one sector, fraction of NAV
+    sectors:Mapping=MappingProxyType({}), # symbol -> sector
+):                 # rule: weights -> weights
     "The weights, each sector scaled down to `cap` if it is beyond it"
     if not cap > 0: raise ValueError(f"cap={cap}: the gross weight of one sector, above 0, .25 is a quarter of NAV")
-    if not len(sectors or ()): raise ValueError("sectors is empty: give the sector of each symbol, {'JPM': 'banks'}")
+    if not sectors: raise ValueError("sectors is empty: give the sector of each symbol, {'JPM': 'banks'}")
     codes = _codes(dict(sectors))
     def weigh(weights, state):
         sector = codes(state.symbols)
@@ -76,11 +80,14 @@ def sector_cap(
 # %% ../../nbs/portfolio/limits.ipynb #cc3a188b
 def _codes(sectors):
     "A function from symbols to the numbers of their sectors, which remembers its last answer"
-    number, last = {s: i for i, s in enumerate(dict.fromkeys(sectors.values()))}, [None, None]
+    number = {s: i for i, s in enumerate(dict.fromkeys(sectors.values()))}
+    last:list[tuple[Any, Any]] = [(None, None)]
     def codes(symbols):
-        if last[0] is not symbols:
-            last[:] = symbols, np.array([number.get(sectors.get(s), len(number)) for s in symbols.tolist()], int)
-        return last[1]
+        known, answer = last[0]
+        if known is not symbols:
+            answer = np.array([number.get(sectors.get(s), len(number)) for s in symbols.tolist()], int)
+            last[0] = symbols, answer
+        return answer
     return codes
 
 # %% ../../nbs/portfolio/limits.ipynb #fbb110a2
@@ -104,7 +111,7 @@ def turnover_cap(
     cap:float=.2, # largest sum of absolute changes of weight in a session, fraction of NAV
 ):                # rule: weights -> weights
     "A step from the weights held towards `weights`, of `cap` at most"
-    if not cap > 0: raise ValueError(f"cap={cap}: a sum of absolute changes, above 0; .2 trades 20% of NAV in a session")
+    if not cap > 0: raise ValueError(f"cap={cap}: a sum of absolute changes, above 0; .2 trades 20% of NAV")
     def weigh(weights, state):
         target = np.where(weights == weights, weights, 0.)
         change = target - state.held

@@ -9,7 +9,7 @@ __all__ = ['rebalance', 'band', 'best_width', 'hold']
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
+from numba import njit
 
 from ..core import calendar
 from .rules import rule
@@ -23,6 +23,7 @@ def _schedule(every, on, exchange):
     new = np.r_[True, period[1:] != period[:-1]]
     return days[new if on == "first" else np.r_[new[1:], True]].to_numpy().astype("datetime64[D]")
 
+# %% ../../nbs/portfolio/rebalance.ipynb #2e17123b
 @lru_cache
 def _days(exchange):
     return calendar.sessions(calendar.START, calendar.END, exchange).to_numpy().astype("datetime64[D]")
@@ -52,6 +53,7 @@ def _date(session):
     if session is None: raise ValueError("the state has no session; State(session, symbols) says which evening it is")
     return np.datetime64(session, "D")
 
+# %% ../../nbs/portfolio/rebalance.ipynb #dd7bc510
 def _due(every, on, exchange, last, tonight):
     "Whether a scheduled session came after `last` and not after `tonight`"
     if isinstance(every, int): return _sessions_between(last, tonight, exchange) >= every
@@ -59,6 +61,7 @@ def _due(every, on, exchange, last, tonight):
     i = days.searchsorted(tonight, side="right")
     return i > 0 and days[i - 1] > last
 
+# %% ../../nbs/portfolio/rebalance.ipynb #39974443
 def _sessions_between(one, other, exchange):
     days = _days(exchange)
     return int(days.searchsorted(other, side="right") - days.searchsorted(one, side="right"))
@@ -88,7 +91,8 @@ def best_width(
     risk_aversion:float=1., # relative; 1 is logarithmic, as Kelly's
 )->float:                # distance from the target to the edge, fraction of NAV
     "The band that costs least together with the drift that it allows"
-    if cost < 0 or risk_aversion <= 0: raise ValueError(f"cost={cost}, risk_aversion={risk_aversion}: 0 or more, above 0")
+    if not cost >= 0 or not risk_aversion > 0:
+        raise ValueError(f"cost={cost}, risk_aversion={risk_aversion}: a cost of 0 or more, an aversion above 0")
     return float(np.cbrt(1.5/risk_aversion * (weight*(1 - weight))**2 * cost))
 
 # %% ../../nbs/portfolio/rebalance.ipynb #86172aae
@@ -101,11 +105,20 @@ def hold(
     "What is held, where the weights would close or turn a position that is too young; else the weights"
     if sessions < 1 or int(sessions) != sessions: raise ValueError(f"sessions={sessions}: a whole number from 1")
     def keep(weights, state):
-        tonight = float(_days(exchange).searchsorted(_date(state.session), side="right"))
-        side, opened = np.sign(state.held), state.memory.get(key)
-        same = False if opened is None else np.sign(opened) == side
-        opened = np.where(same, opened, side*tonight) # signed number of the session, 0 where flat, NaN where new
+        tonight = int(_days(exchange).searchsorted(_date(state.session), side="right"))
+        opened = np.array(state.memory.get(key, np.zeros(len(weights))), float)
         state.memory[key] = opened
-        young = (side != 0) & (tonight - np.abs(opened) < sessions - 1) & ~(np.sign(weights)*side > 0)
-        return np.where(young, state.held, weights)
+        return _patient(weights, state.held, opened, tonight, sessions)
     return keep
+
+# %% ../../nbs/portfolio/rebalance.ipynb #10de19e8
+@njit(cache=True)
+def _patient(weights, held, opened, tonight, sessions):
+    "The weights, or what is held; brings `opened` up to date, numbers of sessions with the sign of the side, 0 if flat"
+    out = weights.copy()
+    for i in range(len(out)):
+        side = np.sign(held[i])
+        if not opened[i]*side > 0: opened[i] = side*tonight
+        young = side != 0 and tonight - abs(opened[i]) < sessions - 1
+        if young and not weights[i]*side > 0: out[i] = held[i]
+    return out

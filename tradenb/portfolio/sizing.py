@@ -48,8 +48,8 @@ def volatility_target(
         return min(max(target/realised, low), high) if realised > 0 else 1.
     def scale(weights, state): return weights*factor(state.returns[-window:])
     def scale_unscaled(weights, state):
-        past = _in_force(state, key, window)
-        now = factor(state.returns[-window:]/past[-len(state.returns):])
+        past, last = _in_force(state, key, window), state.returns[-window:]
+        now = factor(last/past[window - len(last):])
         state.memory[key] = [len(state.returns), *past.tolist(), now]
         return weights*now
     return scale if of == "account" else scale_unscaled
@@ -83,7 +83,7 @@ def _deviations(returns):
         some, known = returns[:, holes], returns[:, holes] == returns[:, holes]
         count[holes] = known.sum(axis=0)
         apart[:, holes] = np.where(known, some - np.where(known, some, 0.).sum(axis=0)/np.maximum(count[holes], 1), 0.)
-    return apart, count, (count >= max(2, (n + 1)//2)) & (apart != 0).any(axis=0)
+    return apart, count, (count >= max(2, (n + 1)//2)) & (np.abs(apart) > 1e-12).any(axis=0)
 
 # %% ../../nbs/portfolio/sizing.ipynb #0eaa62eb
 @rule
@@ -94,8 +94,8 @@ def fixed_fractional(
     window:int=20,  # sessions over which they are measured
 ):                  # rule: weights -> weights
     "On each side that is given, the weight that loses `risk` at its stop; zero stays zero"
-    for name, value in dict(risk=risk, stop=stop, sigmas=sigmas).items():
-        if value is not None and not value > 0: raise ValueError(f"{name}={value}: above 0; risk=.01, stop=.08, sigmas=3")
+    for name, value in dict(risk=risk, stop=stop, sigmas=1. if sigmas is None else sigmas).items():
+        if not value > 0: raise ValueError(f"{name}={value}: above 0, as risk=.01, stop=.08 and sigmas=3.")
     if window < 2: raise ValueError(f"window={window}: a standard deviation needs 2 sessions or more")
     def size(weights, state):
         if sigmas is None: return np.sign(weights)*(risk/stop)
@@ -124,20 +124,19 @@ def _average(state, window):
     "An index of all names alike, one for the session before the window is 1"
     past = state.past("return", window)
     mean = past.mean(axis=1)
-    for i in np.flatnonzero(mean != mean): mean[i] = past[i][past[i] == past[i]].sum()/max((past[i] == past[i]).sum(), 1)
+    for i in np.flatnonzero(mean != mean): # a name without a bar that evening has no vote
+        known = past[i][past[i] == past[i]]
+        mean[i] = known.mean() if len(known) else 0.
     return np.cumprod(1 + mean)
 
+# %% ../../nbs/portfolio/sizing.ipynb #94489ff5
 def _close(state, market, window):
     at = np.flatnonzero(state.symbols == market)
     if len(at) == 0:
         raise ValueError(f"regime_filter: {market} is no symbol of the account; score it, NaN will do, or market=None")
     close = state.past("close", window)[:, at[0]]
-    return close[close == close] if len(close) < window else _filled(close)
-
-def _filled(close):
-    "Without a bar the last close stands"
     last = np.maximum.accumulate(np.where(close == close, np.arange(len(close)), -1))
-    return close[last[last >= 0]]
+    return close[last[last >= 0]] # without a bar the last close stands
 
 # %% ../../nbs/portfolio/sizing.ipynb #b8e7569a
 def covariance(
@@ -149,7 +148,7 @@ def covariance(
     n, k = returns.shape
     if not sure.any(): return np.eye(k)
     up = np.sqrt(n/count[sure])
-    found = _shrunk(apart[:, sure], shrink)*up*up[:, None]
+    found = _shrunk(apart[:, sure], shrink)*np.outer(up, up)
     if sure.all(): return found
     out = np.diag(np.full(k, found.diagonal().max()))
     out[np.ix_(sure, sure)] = found
@@ -218,6 +217,7 @@ def risk_parity(
         return out
     return share
 
+# %% ../../nbs/portfolio/sizing.ipynb #2fd435be
 def _share(weights, past, by, shrink):
     "The gross exposure of `weights`, shared out on their sides"
     side = np.sign(weights)

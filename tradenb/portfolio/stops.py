@@ -27,6 +27,7 @@ def _barred(weights, held, hit, left, cooldown):
         if out[i]*side > 0: out[i] = 0.
     return out, more
 
+# %% ../../nbs/portfolio/stops.ipynb #6a317853
 def _stopped(weights, state, hit, cooldown, key):
     left = state.memory.get(key)
     if left is None: left = np.zeros(len(weights))
@@ -43,6 +44,7 @@ def _gained(held, price, entry, low, high):
         hit[i] = held[i] != 0 and (gain <= low + 1e-12 or gain >= high - 1e-12)
     return hit
 
+# %% ../../nbs/portfolio/stops.ipynb #445526ad
 def _check(name, value, cooldown, most=1.):
     if not 0 < value < most: raise ValueError(f"{name}={value}: a fraction above 0 and below {most:g}, .08 is 8%")
     if cooldown < 0 or int(cooldown) != cooldown:
@@ -92,13 +94,14 @@ def _best(state_held, price, entry, shares, traded, paid, best):
         out[i] = e/peak if side > 0 else -peak/e
     return out
 
+# %% ../../nbs/portfolio/stops.ipynb #c9722ff2
 def _remembered_best(state, key):
     best = state.memory.get(key)
     if best is None: best = np.zeros(len(state.symbols))
     state.memory[key] = _best(state.held, state.price, state.entry, state.shares, state.traded, state.paid, best)
     return state.memory[key]
 
-# %% ../../nbs/portfolio/stops.ipynb #c9722ff2
+# %% ../../nbs/portfolio/stops.ipynb #6fa50223
 @njit(cache=True)
 def _fallen(price, entry, best, trail, ranges):
     "Which positions are a fraction `trail` and `ranges` of the price away from their best close"
@@ -110,6 +113,7 @@ def _fallen(price, entry, best, trail, ranges):
         hit[i] = side*(peak - p) >= peak*trail + ranges[i]*p - 1e-12*p
     return hit
 
+# %% ../../nbs/portfolio/stops.ipynb #1b92031b
 @rule(always=True)
 def trailing_stop(
     trail:float=.1,           # distance from the best close at which a position is closed, fraction of that close
@@ -154,13 +158,13 @@ def _next_range(high, low, close, before, n):
         out[s] = (before[s]*last*(n - 1) + max(high[end, s], last) - min(low[end, s], last))/n/c
     return out
 
+# %% ../../nbs/portfolio/stops.ipynb #5020041c
 def _ranges(state, key, n):
     "ATR of each name, as a fraction of its close"
-    before, out = state.memory.get(key), None
-    if before is not None:
-        out = _next_range(*(state.past(k, 6) for k in ("high", "low", "close")), before, n)
+    before, out, past = state.memory.get(key), None, state.past
+    if before is not None: out = _next_range(past("high", 6), past("low", 6), past("close", 6), before, n)
     if out is None or np.isnan(out[state.held != 0]).any():
-        out = _average_range(*(state.past(k, 22*n) for k in ("high", "low", "close")), n)
+        out = _average_range(past("high", 22*n), past("low", 22*n), past("close", 22*n), n)
     state.memory[key] = out
     return out
 

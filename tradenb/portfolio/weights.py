@@ -8,6 +8,7 @@ __all__ = ['top_bottom', 'filter_negative', 'threshold', 'long_only', 'volatilit
 
 # %% ../../nbs/portfolio/weights.ipynb #6aa8b015
 import numpy as np
+from numba import njit
 
 from .rules import Rule, State, compose, rule
 from .sizing import risk_parity
@@ -33,6 +34,35 @@ def _beyond(values, edge, symbols, k, order):
     below, at = np.flatnonzero(values < edge), np.flatnonzero(values == edge)
     return np.concatenate([below, at[np.argsort(symbols[at])[::order][:k - len(below)]]])
 
+# %% ../../nbs/portfolio/weights.ipynb #a57ba34b
+@njit(cache=True)
+def _cut(scores, k, long, short, falling):
+    "Weights of both sides, and whether they are right: not so where equal scores straddle an edge"
+    out, known, n = np.zeros(len(scores)), np.empty(len(scores)), 0
+    for x in scores:
+        if x == x: known[n] = x; n += 1
+    k = min(k, n//2)
+    if k == 0: return out, True
+    low, high = np.partition(known[:n], k - 1)[k - 1], np.partition(known[:n], n - k)[n - k]
+    best, worst, shorts = 0, 0, 0
+    for x in scores:
+        if x >= high: best += 1
+        if x <= low:
+            worst += 1
+            if x < 0 or not falling: shorts += 1
+    for i, x in enumerate(scores):
+        if x >= high: out[i] = long/best
+        elif x <= low and (x < 0 or not falling): out[i] = short/shorts
+    return out, best == k and worst == k
+
+# %% ../../nbs/portfolio/weights.ipynb #b54b04e7
+def _sides(scores, symbols, k, long, short, falling=False):
+    "The `k` best share `long`, the `k` worst share `short`, or those of them below zero"
+    out, sure = _cut(scores, k, long, short, falling)
+    if sure: return out
+    best, worst = _ends(scores, symbols, k)
+    return _shared(len(scores), best, long, worst[scores[worst] < 0] if falling else worst, short)
+
 # %% ../../nbs/portfolio/weights.ipynb #8770b26d
 def _check_sides(k, long, short):
     if k < 1 or int(k) != k: raise ValueError(f"k={k}: names a side, a whole number from 1")
@@ -55,10 +85,7 @@ def top_bottom(
 ):                    # rule: scores -> weights
     "The `k` best names share `long`, the `k` worst share `short`"
     _check_sides(k, long, short)
-    def weigh(scores, state):
-        best, worst = _ends(scores, state.symbols, k)
-        return _shared(len(scores), best, long, worst, short)
-    return weigh
+    return lambda scores, state: _sides(scores, state.symbols, k, long, short)
 
 # %% ../../nbs/portfolio/weights.ipynb #2c9a1beb
 @rule
@@ -69,10 +96,7 @@ def filter_negative(
 ):                     # rule: predicted returns -> weights
     "The `k` best names share `long`; of the `k` worst, those predicted to fall share `short`"
     _check_sides(k, long, short)
-    def weigh(scores, state):
-        best, worst = _ends(scores, state.symbols, k)
-        return _shared(len(scores), best, long, worst[scores[worst] < 0], short)
-    return weigh
+    return lambda scores, state: _sides(scores, state.symbols, k, long, short, falling=True)
 
 # %% ../../nbs/portfolio/weights.ipynb #bf9464e4
 @rule
@@ -119,9 +143,9 @@ def volatility_scaled(
     parity:bool=False,  # whether names that move together share
 ):                      # rule: scores -> weights
     "The `k` best names share `long`, the `k` worst share `short`, each with the same risk"
-    choose = top_bottom(k, long, short).apply
-    share = risk_parity(window, "covariance" if parity else "volatility", within="side").apply
-    return lambda scores, state: share(choose(scores, state), state)
+    choose:Rule = top_bottom(k, long, short)
+    share:Rule = risk_parity(window, "covariance" if parity else "volatility", within="side")
+    return lambda scores, state: share.apply(choose.apply(scores, state), state)
 
 # %% ../../nbs/portfolio/weights.ipynb #0f982fd7
 @rule
@@ -177,10 +201,21 @@ def ewma(
     if not 0 < alpha <= 1: raise ValueError(f"alpha={alpha}: from above 0 (never moves) to 1 (moves at once)")
     def weigh(weights, state):
         last = state.memory.get(key)
-        before = state.held if last is None else np.nan_to_num(_same(last, state, key))
-        state.memory[key] = out = alpha*np.where(weights == weights, weights, 0.) + (1 - alpha)*before
+        before = state.held if last is None else _same(last, state, key)
+        state.memory[key] = out = _towards(weights, before, alpha)
         return out.copy()
     return weigh
+
+# %% ../../nbs/portfolio/weights.ipynb #448f794e
+@njit(cache=True)
+def _towards(weights, before, alpha):
+    "A part of the way from before to the weights, where NaN is zero on either side"
+    out = np.empty(len(weights))
+    for i in range(len(weights)):
+        want = weights[i] if weights[i] == weights[i] else 0.
+        had = before[i] if before[i] == before[i] else 0.
+        out[i] = alpha*want + (1 - alpha)*had
+    return out
 
 # %% ../../nbs/portfolio/weights.ipynb #1a819e96
 def _same(remembered, state, key):
