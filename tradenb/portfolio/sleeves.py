@@ -139,9 +139,9 @@ def _befall(q, events, place):
         names, each = ([e.symbol], [e.cash]) if e.symbol else (e.names, e.each)
         for name, dollars in zip(() if names is None else names, () if each is None else each, strict=True):
             mine = q[:, place[name]]
-            by = np.minimum(mine, 0.) if e.kind == "borrow" else mine
-            if by.sum(): cash += dollars*by/by.sum()
-            if e.shares and mine.sum(): mine *= 1 + e.shares/mine.sum()
+            if (by := np.minimum(mine, 0.) if e.kind == "borrow" else mine).sum(): cash += dollars*by/by.sum()
+            left = mine.sum() + e.shares
+            if mine.sum(): mine *= left/mine.sum() if abs(left) > 1e-9*np.abs(mine).sum() else 0.
     return cash
 
 # %% ../../nbs/portfolio/sleeves.ipynb #6b019d45
@@ -239,7 +239,7 @@ def _recall(desks, key, state):
         for a, name in enumerate(_ARRAYS):
             if (known := state.memory.get(f"{key}:{desk.name}:{name}")) is None: continue
             if len(known) != out.shape[2]: raise ValueError(_OTHER.format(desk.name, len(known), out.shape[2]))
-            out[a, s] = known if name == "want" else np.nan_to_num(known)
+            out[a, s] = known if name == "want" else _zero(known)
     return out
 
 # %% ../../nbs/portfolio/sleeves.ipynb #c2b34415
@@ -247,8 +247,10 @@ def _first(out, desks, state):
     "What the account held before there were sleeves, shared by budget"
     part = np.array([d.budget for d in desks])[:, None]/sum(d.budget for d in desks)
     before = part*(state.shares - state.traded)
-    out[0], out[1], out[2] = before, np.nan_to_num(before*state.price), np.nan_to_num(before*state.entry)
+    out[0], out[1], out[2] = before, _zero(before*state.price), _zero(before*state.entry)
     return out
+
+def _zero(x): return np.where(x == x, x, 0.) # for NaN
 
 # %% ../../nbs/portfolio/sleeves.ipynb #905bd311
 def _left_behind(desks, key, memory):
@@ -280,7 +282,7 @@ def _night(q, value, state, key):
 def _ask(desk, key, scores, account, q, opened, deals, cost):
     "The weights that a sleeve asks for, fraction of the account's NAV, NaN where it leaves things alone"
     under, memory, capital = f"{key}.{desk.name}.", account.memory, desk.budget*account.nav
-    held = np.nan_to_num(q*account.price)/capital
+    held = _zero(q*account.price)/capital
     own = State.seen(session=account.session, symbols=account.symbols, held=held, nav=capital, shares=q,
                      returns=desk.past.returns, history=account.history, price=account.price, traded=deals,
                      paid=np.where(deals != 0, np.where(account.paid > 0, account.paid, account.price), 0.), cost=cost,
@@ -314,7 +316,7 @@ def _evening(desks, key, scores, state):
     q, value, opened, want = books = _recall(desks, key, state)
     cash, fees = _night(q, value, state, key), np.zeros(q.shape)
     deals, told = _settle(q, want, value, opened, fees, state.shares, state.traded, state.paid, state.cost,
-                          np.nan_to_num(state.price), state.nav, part/part.sum())
+                          _zero(state.price), state.nav, part/part.sum())
     told[0] += cash
     if before is not None: told[0] += part*(state.nav - before - told[0].sum())
     memory[key] = memory.get(key, "") + f"{state.session:%Y-%m-%d} {state.nav:.6f}\n"
