@@ -1,9 +1,10 @@
 "Money: an independent account agrees to the cent, a replay through the disk to the bit, whatever happens in between"
 import json
+import math
 import os
 import resource
 import signal
-from collections import defaultdict
+from collections import defaultdict, deque
 from itertools import count
 
 import numpy as np
@@ -22,41 +23,95 @@ from tradenb.portfolio.sizing import volatility_target
 from tradenb.portfolio.weights import compose, ewma, rule, top_bottom
 
 FILLS = "next_open", "next_close", "same_close"
+ALL_FILLS = *FILLS, "next_twap"
 
 
 # An account kept by hand
 
-def by_hand(weights, panel, costs, fill="next_open", cash=100_000.0, lot=None):
+def by_hand(weights, panel, costs, fill="next_open", cash=100_000.0, lot=None, actions=None):
     "NAV by session, from a plain loop over plain dicts that shares no line with the library"
-    days = defaultdict(dict)
-    for (day, name), o, c in zip(panel.index, panel["open"].tolist(), panel["close"].tolist(), strict=True): days[day][name] = o, c
+    days, told = defaultdict(dict), defaultdict(list)
+    for (day, name), *bar in zip(panel.index, *(panel[c].tolist() for c in panel), strict=True): days[day][name] = dict(zip(panel, bar, strict=True))
     asked = {day: {n: w for n, w in zip(weights.columns, row, strict=True) if w == w}
              for day, row in zip(weights.index, weights.to_numpy().tolist(), strict=True)}
-    held, last, pending, out = defaultdict(float), {}, None, {}
+    for (day, name), row in ({} if actions is None else actions.to_dict("index")).items(): told[day].append((name, row))
+    held, last, pending, before, out = defaultdict(float), {}, None, None, {}
+    seen, since = {}, {}                            # the last close of a name; what a share of then is now, and what it paid
+    past = defaultdict(lambda: deque(maxlen=20))    # return and dollars traded of a name, a session each
 
-    def trade(bars, target, auction):
+    def known(name, which, least=10):
+        "Mean dollars a day, or volatility, of the 20 sessions before; None where fewer than half are known"
+        some = [x[which] for x in past[name] if x[which] is not None]
+        if len(some) < least: return None
+        mean = sum(some) / len(some)
+        return mean if which else math.sqrt(sum((x - mean) ** 2 for x in some) / (len(some) - 1))
+
+    def night(nights):
+        "The lender and the bank"
         nonlocal cash
-        price = {n: bar[auction] for n, bar in bars.items()}
-        nav = cash + sum(q * price.get(n, last[n]) for n, q in held.items() if q)
+        short, due = 0.0, 0.0
+        for n, q in held.items():
+            if q >= 0: continue
+            adv, rate = known(n, 1), 0.0
+            for least, bps in reversed(costs.borrow):
+                if least == 0 or adv is not None and adv >= least: rate = bps
+            due += -q * last[n] * rate / 10_000 * nights / 360
+            short += -q * last[n]
+        free = cash - short * (1 - costs.proceeds)
+        cash += free * (costs.credit if free > 0 else costs.debit) / 10_000 * nights / 360 - due
+
+    def company(name, split, dividend, delisting):
+        nonlocal cash
+        if split == split:
+            held[name] *= split
+            if name in last: last[name] /= split
+            if name in since: since[name][0] *= split
+        if dividend == dividend:
+            cash += held[name] * dividend
+            if name in last: last[name] -= dividend
+            if name in since: since[name][1] += dividend * since[name][0]
+        if delisting == delisting: cash += held.pop(name, 0.0) * delisting
+
+    def trade(bars, target, size_at, fill_at):
+        nonlocal cash
+        price, paid = ({n: at(bar) for n, bar in bars.items()} for at in (size_at, fill_at))
+        nav = cash + sum(q * price.get(n, last.get(n)) for n, q in held.items() if q)
         deals = {}
         for n in price.keys() & (target.keys() | held.keys()):
             want = target.get(n, 0.0) * nav / price[n]
             if lot: want = int(abs(want) / lot + 1e-9) * lot * (1 if want > 0 else -1)
             deals[n] = want - held[n]
-        traded = sum(abs(q * price[n]) for n, q in deals.items())
+        traded = sum(abs(q * paid[n]) for n, q in deals.items())
         for n, q in deals.items():
+            dollars = abs(q * paid[n])
+            bps = costs.spread + costs.commission + costs.impact * traded / nav + (costs.fees if q < 0 else 0)
+            cash -= q * paid[n] + dollars * bps / 10_000
+            if costs.Y and q:
+                sigma, adv = known(n, 0), known(n, 1)
+                cash -= dollars * costs.Y * (costs.unknown_sigma if sigma is None else sigma) * math.sqrt(dollars / (adv or costs.unknown_adv))
             held[n] += q
-            cash -= q * price[n]
-            if q: last[n] = price[n]
-        cash -= traded * (costs.spread + costs.commission + costs.impact * traded / nav) / 10_000
+            if q: last[n] = paid[n]
 
+    def auction(bar): return bar["open" if fill in ("next_open", "next_twap") else "close"]
+    def middle(bar): return sum(bar[c] for c in ("open", "high", "low", "close")) / 4
     for day, bars in days.items():
-        if pending: trade(bars, pending, 0 if fill == "next_open" else 1)
-        last.update({n: bar[1] for n, bar in bars.items()})
+        if before is not None:
+            if costs.borrow or costs.credit or costs.debit: night((day - before).days)
+        for when in sorted(d for d in told if (before is None or d > before) and d <= day):
+            for name, row in told[when]: company(name, row["split"], row["dividend"], row["delisting"])
+        if pending: trade(bars, pending, auction, middle if fill == "next_twap" else auction)
+        last.update({n: bar["close"] for n, bar in bars.items()})
         pending = asked.get(day)
-        if fill == "same_close" and pending: trade(bars, pending, 1)
+        if fill == "same_close" and pending: trade(bars, pending, auction, auction)
         if fill == "same_close": pending = None
         out[day] = cash + sum(q * last[n] for n, q in held.items() if q)
+        if costs.Y or costs.borrow:
+            for n in seen.keys() | bars.keys():
+                if n not in bars: past[n].append((None, None)); continue
+                close, (grown, got) = bars[n]["close"], since.get(n, (1.0, 0.0))
+                past[n].append(((close * grown + got) / seen[n] - 1 if n in seen else None, close * bars[n]["volume"]))
+                seen[n], since[n] = close, [1.0, 0.0]
+        before = day
     return pd.Series(out)
 
 
@@ -70,14 +125,25 @@ def markets(draw, most=7):
     days, names = pd.bdate_range("2024-01-02", periods=n, unit="us"), [f"{c}{c}" for c in "QAZMB"[:m]]
     there = rng.random((n, m)) > draw(st.sampled_from([0.0, 0.3]))
     there[:, 0] = True
-    o, c = (pd.DataFrame(np.where(there, rng.uniform(5, 500, (n, m)), np.nan), days, names).sort_index(axis=1) for _ in "oc")
+    o, c, v = rng.uniform(5, 500, (n, m)), rng.uniform(5, 500, (n, m)), 10 ** rng.uniform(3, 7, (n, m))
+    columns = dict(open=o, high=np.maximum(o, c) * 1.02, low=np.minimum(o, c) * 0.98, close=c, volume=v)
     weights = rng.normal(0, 0.3, (n, m)) / m
     weights[rng.random((n, m)) < 0.2] = np.nan
     weights[rng.random(n) < 0.2] = np.nan
     rows = rng.random(n) > 0.15
-    panel = long(open=o, close=c)
+    panel = long(**{k: pd.DataFrame(np.where(there, x, np.nan), days, names).sort_index(axis=1) for k, x in columns.items()})
     weights = pd.DataFrame(weights[rows], days[rows], names)
     return weights.loc[:, weights.columns.isin(panel.index.unique("symbol"))], panel
+
+
+def acts(panel, seed, part=0.15):
+    "What companies did on some of the days: splits, small dividends, and delistings of names that nonetheless come back"
+    rng, days, names = np.random.default_rng(seed), panel.index.unique("session"), panel.index.unique("symbol")
+    table = pd.DataFrame(index=pd.MultiIndex.from_product([days, sorted(names)], names=["session", "symbol"]))
+    def on(values): return np.where(rng.random(len(table)) < part, values, np.nan)
+    table["split"], table["dividend"] = on(rng.choice([7.0, 2.0, 1.5, 0.1], len(table))), on(rng.uniform(0.001, 0.1, len(table)).round(4))
+    table["delisting"] = np.where(rng.random(len(table)) < part / 3, rng.choice([0.0, 3.25, 80.0], len(table)), np.nan)
+    return table
 
 
 def runs(*args, **kwargs):
@@ -89,34 +155,45 @@ def runs(*args, **kwargs):
 
 
 some_costs = st.builds(Costs, *[st.sampled_from([0.0, 1.0, 5.0, 20.0])] * 3)
+all_costs = some_costs | st.builds(Costs.realistic, Y=st.sampled_from([0.0, 0.5, 1.0]), fees=st.sampled_from([0.0, 0.3]), credit=st.sampled_from([0.0, 300.0]),
+                                   debit=st.sampled_from([0.0, 500.0]), proceeds=st.sampled_from([0.0, 0.5]))
 few = settings(max_examples=40, deadline=None)
 
 
-@few
-@given(markets(), some_costs, st.sampled_from(FILLS), st.sampled_from([None, 1.0, 10.0]))
-def test_an_account_kept_by_hand_agrees_to_the_cent(market, costs, fill, lot):
+@settings(max_examples=60, deadline=None)
+@given(markets(most=26), all_costs, st.sampled_from(ALL_FILLS), st.sampled_from([None, 1.0, 10.0]), st.none() | st.integers(0, 2**32))
+def test_an_account_kept_by_hand_agrees_to_the_cent(market, costs, fill, lot, seed):
+    "Every kind of cost, the nights, and whatever companies do; in lots there is nothing to split"
     weights, panel = market
-    ours = runs(weights, panel, costs, fill, lot=lot).nav
-    assert (ours - by_hand(weights, panel, costs, fill, lot=lot)).abs().max() < 0.005
+    actions = None if lot or seed is None else acts(panel, seed)
+    ours = runs(weights, Bars(panel, actions), costs, fill, lot=lot).nav
+    hand = by_hand(weights, panel, costs, fill, lot=lot, actions=actions)
+    assert ((ours - hand).abs() / np.maximum(1, ours.abs() / 1e5)).max() < 0.005
 
 
 @few
-@given(markets(), some_costs, st.sampled_from(FILLS))
-def test_cash_and_positions_are_the_nav(market, costs, fill):
-    "From the list of fills alone: cash is what was not spent, NAV is cash and what is held at the price last seen"
+@given(markets(most=12), all_costs, st.sampled_from(ALL_FILLS), st.none() | st.integers(0, 2**32), st.sampled_from([None, 0.05]))
+def test_cash_and_positions_are_the_nav(market, costs, fill, seed, participation):
+    "From the lists of fills and events alone: cash is what was not spent, NAV is cash and what is held at the price last seen"
     weights, panel = market
-    ledger = runs(weights, panel, costs, fill)
-    fills, nav = ledger.fills, ledger.nav
+    ledger = runs(weights, Bars(panel, None if seed is None else acts(panel, seed)), costs, fill, participation=participation)
+    fills, events, shares, price, cash = ledger.fills, ledger.events, defaultdict(float), {}, 100_000.0
     for session in ledger.sessions:
-        done = fills[fills["session"] <= session]
-        cash = 100_000 - (done["shares"] * done["price"]).sum() - done["cost"].sum()
-        shares = done.groupby("symbol")["shares"].sum()
-        paid = done.groupby("symbol")[["session", "price"]].last()
-        seen = panel.loc[:session, "close"].groupby(level="symbol").last()
-        worth = sum(q * (seen[n] if n in seen.index else paid.loc[n, "price"]) for n, q in shares.items())
-        assert cash == pytest.approx(ledger.cash[session], abs=1e-6)
-        assert cash + worth == pytest.approx(nav[session], abs=1e-6)
-        assert ledger.weights.loc[session].sum() * nav[session] + ledger.cash[session] == pytest.approx(nav[session], abs=1e-6)
+        for e in events[events["session"] == session].itertuples():
+            cash += e.cash
+            if e.symbol: shares[e.symbol] += e.shares
+            if e.kind == "split": price[e.symbol] /= e.amount
+            if e.kind == "dividend": price[e.symbol] -= e.amount
+        for f in fills[fills["session"] == session].itertuples():
+            cash -= f.shares * f.price + f.cost
+            shares[f.symbol] += f.shares
+            price[f.symbol] = f.price
+        price.update({n: p for n, p in panel["close"].xs(session).items() if n in ledger.symbols})
+        nav = cash + sum(q * price[n] for n, q in shares.items() if q)
+        assert cash == pytest.approx(ledger.cash[session], rel=1e-9, abs=1e-6)
+        assert nav == pytest.approx(ledger.nav[session], rel=1e-9, abs=1e-6)
+        assert ledger.weights.loc[session].sum() * nav + cash == pytest.approx(nav, rel=1e-9, abs=1e-6)
+        assert ledger.statement(session)["NAV"] == sum(ledger.statement(session)[["cash", "positions"]])
     assert (ledger.costs >= 0).all() and ledger.costs.sum() == pytest.approx(fills["cost"].sum())
 
 
@@ -360,15 +437,15 @@ def test_infinite_weights_are_refused_by_the_step():
 # Real prices
 
 @pytest.mark.real
-@pytest.mark.parametrize("fill", ["next_open", "next_close"])
-def test_by_hand_over_the_real_stocks(real_data, fill):
-    raw = pd.read_parquet(real_data / "us_stocks_503_daily_2015_2018.parquet", columns=["date", "symbol", "open", "close"])
+@pytest.mark.parametrize(("fill", "costs"), [("next_open", Costs.ranker()), ("next_close", Costs.realistic(credit=200.0, fees=0.3))])
+def test_by_hand_over_the_real_stocks(real_data, fill, costs):
+    raw = pd.read_parquet(real_data / "us_stocks_503_daily_2015_2018.parquet", columns=["date", "symbol", "open", "close", "volume"])
     raw["session"], raw["symbol"] = pd.to_datetime(raw["date"]).astype("datetime64[us]"), raw["symbol"].astype("str")
-    panel = raw.set_index(["session", "symbol"]).sort_index()[["open", "close"]].astype(float)
+    panel = raw.set_index(["session", "symbol"]).sort_index()[["open", "close", "volume"]].astype(float)
     names, sessions = panel.index.unique("symbol"), panel.index.unique("session")
     weights = pd.DataFrame(np.random.default_rng(0).normal(size=(len(sessions), len(names))), sessions, names)
     weights = weights.div(weights.abs().sum(axis=1), axis=0)
-    ledger = run(weights, panel, Costs.ranker(), fill)
-    assert len(ledger.fills) > 400_000
-    hand = by_hand(weights, panel, Costs.ranker(), fill)
+    ledger = run(weights, panel, costs, fill, cash=1e7)
+    assert len(ledger.fills) > 400_000 and ledger.costs.sum() > 100_000 and (ledger.borrow.sum() < -10_000) == bool(costs.borrow)
+    hand = by_hand(weights, panel, costs, fill, cash=1e7)
     assert (ledger.nav - hand).abs().max() < 0.005

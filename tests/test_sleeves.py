@@ -19,7 +19,7 @@ from tradenb.portfolio.stops import stop_loss
 from tradenb.portfolio.switches import kill_switch
 from tradenb.portfolio.weights import ewma, filter_negative, top_bottom
 
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=10, deadline=None)
 FILLS = "next_open", "next_close", "next_twap"
 
 

@@ -46,6 +46,7 @@ class _Market:
         self._days = self.sessions.tolist()
         self._row = {day: i for i, day in enumerate(self._days)}
         self.actions = Actions(actions) if isinstance(actions, pd.DataFrame) else actions
+        self._now:tuple = None, 0               # which session was asked for last
         self._names:Sequence | np.ndarray = ()  # who was asked for last, and where they are
         self._place, self._all = np.array([], dtype=int), False
 
@@ -56,7 +57,10 @@ class _Market:
 
     def row(self, session:pd.Timestamp)->int:
         "Which of the market's sessions it is"
-        if session in self._row: return self._row[session]
+        if session is self._now[0]: return self._now[1]
+        if session in self._row:
+            self._now = session, self._row[session]
+            return self._now[1]
         raise ValueError(f"no bars for {session:%Y-%m-%d}: they run from {self._days[0]:%Y-%m-%d} "
                          f"to {self._days[-1]:%Y-%m-%d}; update the store, or step another session")
 

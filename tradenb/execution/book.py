@@ -71,7 +71,7 @@ def _after(shares, marks, entry, done, price, cost):
     return now, at, opened, spent, paid
 
 # %% ../../nbs/execution/book.ipynb #7e9e32df
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Book:
     "Cash, shares, and the price at which each was last seen"
     symbols:np.ndarray # str, in the order in which the account met them
@@ -137,7 +137,7 @@ class Entry:
         self.events += done[1]
 
 # %% ../../nbs/execution/book.ipynb #fab7c219
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Line:
     "What the ledger keeps of one entry; names by their position"
     session:pd.Timestamp
@@ -148,19 +148,29 @@ class Line:
     rejects:tuple[tuple[str, str], ...] = ()                              # orders that were refused, and why
 
 @njit(cache=True)
-def _some(values):
-    out, n = np.empty(len(values), np.int32), 0
-    for i in range(len(values)):
-        if values[i] != 0:
-            out[n] = i
+def _told(held, marks, done, price, cost):
+    "Positions and numbers of what was done and of what is held"
+    n, m = 0, 0
+    for i in range(len(held)):
+        n += done[i] != 0
+        m += held[i] != 0
+    at, shares, paid, cost_ = np.empty(n, np.int32), np.empty(n), np.empty(n), np.empty(n)
+    kept, closes, n, m = np.empty(m, np.int32), np.empty(m), 0, 0
+    for i in range(len(held)):
+        if done[i] != 0:
+            at[n], shares[n], paid[n], cost_[n] = i, done[i], price[i], cost[i]
             n += 1
-    return out[:n].copy()
+        if held[i] != 0:
+            kept[m], closes[m] = i, marks[i]
+            m += 1
+    return at, shares, paid, cost_, kept, closes
 
 def line(
     entry:Entry, # finished
 )->Line:
     "The facts of `entry`, without the names of which there is nothing to say"
-    book, fills = entry.book, entry.fills or Fills(entry.book.symbols, *np.zeros((3, 0)))
-    held, done = _some(book.shares), _some(fills.shares)
-    return Line(entry.session, done, fills.shares.take(done), fills.price.take(done), fills.cost.take(done),
-                held, book.marks.take(held), entry.basis, book.cash, book.nav, tuple(entry.events), fills.rejects)
+    book, fills = entry.book, entry.fills
+    if fills is None: fills = Fills(book.symbols, *np.zeros((3, len(book.symbols))))
+    elif fills.symbols is not book.symbols: fills = fills.on(book.symbols) # names have joined since
+    told = _told(book.shares, book.marks, fills.shares, fills.price, fills.cost)
+    return Line(entry.session, *told, entry.basis, book.cash, book.nav, tuple(entry.events), fills.rejects)

@@ -6,7 +6,6 @@
 __all__ = ['Ledger', 'orders_to', 'Book', 'Entry']
 
 # %% ../../nbs/execution/ledger.ipynb #c30265cd
-from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +107,8 @@ class _Booking(_Aligned):
     def entry(self, session:pd.Timestamp, fill:str="next_open")->Entry:
         "A draft for the next session"
         _in_turn(self, session, fill)
-        memory = {k: copy(v) for k, v in self.last.memory.items()} if self.last else {}
+        last = self.last.memory if self.last else {}
+        memory = {k: v.copy() if isinstance(v, _COPIED) else v for k, v in last.items()}
         return Entry(session, self.book, fill, memory=memory)
 
     def append(self, entry:Entry):
@@ -144,6 +144,8 @@ class Ledger(_Booking):
         return verify(self.folder, noted)
 
 # %% ../../nbs/execution/ledger.ipynb #433a89f8
+_COPIED = np.ndarray, dict, list
+
 def _in_turn(ledger, session, fill):
     last = ledger.last
     if last and not session > last.session:

@@ -62,9 +62,9 @@ def by_day(
     equal = returns.where(ok.reindex_like(returns).shift(1, fill_value=False)).mean(axis=1).reindex(nav.index)
     equal.iloc[0] = 0.   # on its first evening the account holds nothing yet either
     unpriced = weights.abs().where(close.reindex(index=nav.index, columns=weights.columns).isna()).sum(axis=1)
-    before = nav.shift(1, fill_value=ledger.opening)
+    before, paid = nav.shift(1, fill_value=ledger.opening), ledger.costs - ledger.borrow - ledger.interest
     return pd.DataFrame({
-        "nav": nav, "ret": ledger.returns, "gross": ledger.returns + ledger.costs/before, "turnover": ledger.turnover,
+        "nav": nav, "ret": ledger.returns, "gross": ledger.returns + paid/before, "turnover": ledger.turnover,
         "cost": ledger.costs, "long": weights.clip(lower=0).sum(axis=1), "short": weights.clip(upper=0).sum(axis=1),
         "names": (weights != 0).sum(axis=1), "unpriced": unpriced, "market": equal})
 

@@ -29,7 +29,7 @@ from ..execution.bars import Bars
 from ..execution.ledger import Ledger
 from ..models.base import clone, out_of_fold, out_of_fold_paths, parameters, save
 from ..models.base import load as load_model
-from .recipe import Data, Macro, Recipe, named
+from .recipe import Data, Macro, Recipe, named, wants_sectors
 from .supply import END, expected, listings, store_of, supply
 from .supply import named as renamed
 from ..validation.trials import Trials
@@ -275,8 +275,5 @@ def rules_of(
     market:Market,        # its sectors, for the rules that ask for them
 )->list:
     "The recipe's rules, made"
-    given = {}
-    if "sector" in market.panel: given["sectors"] = market.panel["sector"].groupby(level="symbol").last().to_dict()
-    takes = [inspect.signature(named("rules", r.name)).parameters for r in recipe.rules]
-    return [r.make("rules", **{k: v for k, v in given.items() if k in t and k not in r.args})
-            for r, t in zip(recipe.rules, takes, strict=True)]
+    of = market.panel["sector"].groupby(level="symbol").last().to_dict() if "sector" in market.panel else {}
+    return [r.make("rules", **({"sectors": of} if wants_sectors(r) and of else {})) for r in recipe.rules]

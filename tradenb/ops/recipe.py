@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'RecipeError', 'named', 'Step', 'Macro', 'Data', 'Execution', 'Daily', 'Recipe', 'merge', 'interpolate',
-           'override', 'dotted', 'load']
+           'override', 'dotted', 'wants_sectors', 'load']
 
 # %% ../../nbs/ops/recipe.ipynb #8e66e702
 import hashlib
@@ -270,6 +270,12 @@ def _plain(err):
     return f"{at!r}: {err['msg'][0].lower()}{err['msg'][1:]}, was {err['input']!r}"
 
 # %% ../../nbs/ops/recipe.ipynb #ad2c6e48
+def wants_sectors(
+    step:Step,  # a rule
+)->bool:
+    "Does it take the sectors of the bars, because the recipe says none?"
+    return "sectors" in inspect.signature(named("rules", step.name)).parameters and "sectors" not in step.args
+
 def load(
     path:str | Path,        # a recipe file
     overrides:Mapping[str, Any] | Sequence[str] = (), # dotted keys to replace
@@ -285,7 +291,8 @@ def load(
         if step.name not in NAMES[kind]: raise RecipeError(f"{path}: {_unknown(kind, step.name)}")
     for kind, step in recipe.steps():
         if kind in ("features", "label", "weights"): continue   # these are called with data, later
-        try: step.make(kind)
+        sectors = {"sectors": {"a name": "a sector"}} if kind == "rules" and wants_sectors(step) else {} # of the bars
+        try: step.make(kind, **sectors)
         except RecipeError as e: raise RecipeError(f"{path}: {e}") from None
         except (ValueError, TypeError) as e: raise RecipeError(f"{path}: {kind}.{step.name}: {e}") from None
     recipe._said, recipe._file = said, str(path)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from .rules import rule
 
@@ -21,8 +22,9 @@ def cap(
 ):                  # rule: weights -> weights
     "The weights, each kept between `-name` and `name`"
     if not name > 0: raise ValueError(f"name={name}: the largest weight of one name, above 0, .05 is 5% of the account")
-    return lambda weights, state: _between(weights, name)
+    return lambda weights, state: _between(weights, float(name))
 
+@njit(cache=True)
 def _between(weights, most): return np.minimum(np.maximum(weights, -most), most)
 
 # %% ../../nbs/portfolio/limits.ipynb #aeb021c7
@@ -69,13 +71,17 @@ def sector_cap(
     if not cap > 0: raise ValueError(f"cap={cap}: the gross weight of one sector, above 0, .25 is a quarter of NAV")
     if not sectors: raise ValueError("sectors is empty: give the sector of each symbol, {'JPM': 'banks'}")
     codes = _codes(dict(sectors))
-    def weigh(weights, state):
-        sector = codes(state.symbols)
-        size = np.abs(weights)
-        size[size != size] = 0.
-        total = np.bincount(sector, size)
-        return weights*(cap/np.maximum(total, cap))[sector] if total.max() > cap else weights.copy()
-    return weigh
+    n = 1 + len({*sectors.values()})
+    return lambda weights, state: _by_sector(weights, codes(state.symbols), n, float(cap))
+
+@njit(cache=True)
+def _by_sector(weights, sector, n, cap):
+    total, out = np.zeros(n), np.empty(len(weights))
+    for i, w in enumerate(weights):
+        if w == w: total[sector[i]] += abs(w)
+    factor = cap/np.maximum(total, cap)
+    for i, w in enumerate(weights): out[i] = w*factor[sector[i]]
+    return out
 
 # %% ../../nbs/portfolio/limits.ipynb #cc3a188b
 def _codes(sectors):
@@ -97,13 +103,18 @@ def net_cap(
 ):                # rule: weights -> weights
     "The weights, the heavier side scaled down until it is within `cap` of the other"
     if not cap >= 0: raise ValueError(f"cap={cap}: longs less shorts, 0 or more, .1 is 10% of NAV")
-    def weigh(weights, state):
-        long = weights.sum(where=weights > 0)
-        short = -weights.sum(where=weights < 0)
-        if abs(long - short) <= cap: return weights.copy()
-        heavier = weights > 0 if long > short else weights < 0
-        return np.where(heavier, weights*((min(long, short) + cap)/max(long, short)), weights)
-    return weigh
+    return lambda weights, state: _balanced(weights, float(cap))
+
+@njit(cache=True)
+def _balanced(weights, cap):
+    long, short, out = 0., 0., weights.copy()
+    for w in weights:
+        long += w if w > 0 else 0.
+        short -= w if w < 0 else 0.
+    if abs(long - short) <= cap: return out
+    side, factor = (1 if long > short else -1), (min(long, short) + cap)/max(long, short)
+    for i, w in enumerate(weights): out[i] = w*factor if w*side > 0 else w
+    return out
 
 # %% ../../nbs/portfolio/limits.ipynb #5770c375
 @rule
@@ -112,9 +123,14 @@ def turnover_cap(
 ):                # rule: weights -> weights
     "A step from the weights held towards `weights`, of `cap` at most"
     if not cap > 0: raise ValueError(f"cap={cap}: a sum of absolute changes, above 0; .2 trades 20% of NAV")
-    def weigh(weights, state):
-        target = np.where(weights == weights, weights, 0.)
-        change = target - state.held
-        total = np.abs(change).sum()
-        return state.held + change*(cap/total) if total > cap else target
-    return weigh
+    return lambda weights, state: _towards(weights, state.held, float(cap))
+
+@njit(cache=True)
+def _towards(weights, held, cap):
+    total, out = 0., np.empty(len(weights))
+    for i, w in enumerate(weights):
+        out[i] = w if w == w else 0.
+        total += abs(out[i] - held[i])
+    if total > cap:
+        for i in range(len(out)): out[i] = held[i] + (out[i] - held[i])*(cap/total)
+    return out

@@ -27,11 +27,12 @@ class State:
         nav:float=1.,          # net asset value at this close, USD
         memory:dict | None=None, # what rules remember from one decision to the next
         history:Mapping | Callable | None=None, # column -> matrix (sessions, symbols), or (column, n) -> matrix
+        events:Sequence=(),    # what befell the shares before this session opened: splits, dividends, nights
         **by_name:Any,         # price, shares, entry, traded, paid, cost, (symbols,)
     ):
         self.session, self.symbols, self.nav = session, np.asarray(symbols), nav
         self.returns = np.zeros(0) if returns is None else np.asarray(returns, float)
-        self.memory, self.history = {} if memory is None else memory, history
+        self.memory, self.history, self.events = {} if memory is None else memory, history, tuple(events)
         if odd := sorted({*by_name} - {*_BY_NAME}): raise TypeError(f"a State has no {odd[0]}; it has {[*_BY_NAME]}")
         for key, empty in _BY_NAME.items():
             setattr(self, key, _aligned(key, held if key == "held" else by_name.get(key), empty, len(self.symbols)))
@@ -150,6 +151,6 @@ def _in_turn(asked):
     def weigh(weights, state):
         for ask in asked:
             weights = ask(weights, state)
-            if nothing(weights): break
+            if weights[0] != weights[0] and nothing(weights): break
         return np.where(weights == weights, weights, 0.)
     return weigh

@@ -10,6 +10,7 @@ __all__ = ['gross', 'volatility_target', 'volatility', 'fixed_fractional', 'regi
 import math
 
 import numpy as np
+from numba import njit
 
 from .rules import rule
 
@@ -20,10 +21,14 @@ def gross(
 ):                # rule: weights -> weights
     "The weights, scaled down together if their absolute values add up to more than `cap`"
     if not cap > 0: raise ValueError(f"cap={cap}: a gross exposure above 0, where 1 is the whole account")
-    def scale(weights, state):
-        total = np.abs(weights).sum(where=weights == weights)
-        return weights*(cap/total) if total > cap else weights.copy()
-    return scale
+    return lambda weights, state: _scaled(weights, float(cap))
+
+@njit(cache=True)
+def _scaled(weights, cap):
+    total = 0.
+    for w in weights:
+        if w == w: total += abs(w)
+    return weights*(cap/total) if total > cap else weights.copy()
 
 # %% ../../nbs/portfolio/sizing.ipynb #585b6820
 @rule
@@ -41,18 +46,25 @@ def volatility_target(
     if not 0 <= low <= high: raise ValueError(f"low={low}, high={high}: factors, 0 <= low <= high")
     if of not in ("account", "unscaled"): raise ValueError(f"of={of!r}: whose returns, 'account' or 'unscaled'")
     if of == "unscaled" and low == 0: raise ValueError("low=0: a factor of zero cannot be divided out; low=.1, say")
-    def factor(last):
-        if len(last) < window: return 1.
-        apart = last - last.sum()/window
-        realised = math.sqrt(apart@apart/(window - 1)*252)
-        return min(max(target/realised, low), high) if realised > 0 else 1.
-    def scale(weights, state): return weights*factor(state.returns[-window:])
+    settings = float(target), int(window), float(low), float(high)
+    def scale(weights, state): return weights*_factor(state.returns, *settings)
     def scale_unscaled(weights, state):
         past, last = _in_force(state, key, window), state.returns[-window:]
-        now = factor(last/past[window - len(last):])
+        now = _factor(last/past[window - len(last):], *settings)
         state.memory[key] = [len(state.returns), *past.tolist(), now]
         return weights*now
     return scale if of == "account" else scale_unscaled
+
+# %% ../../nbs/portfolio/sizing.ipynb #652d0d06
+@njit(cache=True)
+def _factor(returns, target, window, low, high):
+    "Target over the volatility of the last `window` returns, from `low` to `high`; 1 where that is not known, or zero"
+    if len(returns) < window: return 1.
+    last = returns[len(returns) - window:]
+    mean, squares = last.sum()/window, 0.
+    for r in last: squares += (r - mean)**2
+    realised = math.sqrt(squares/(window - 1)*252)
+    return min(max(target/realised, low), high) if realised > 0 else 1.
 
 # %% ../../nbs/portfolio/sizing.ipynb #c29a335a
 def _in_force(state, key, window):

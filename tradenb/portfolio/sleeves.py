@@ -321,7 +321,9 @@ def _evening(desks, key, scores, state):
     if before is not None: told[0] += part*(state.nav - before - told[0].sum())
     memory[key] = memory.get(key, "") + f"{state.session:%Y-%m-%d} {state.nav:.6f}\n"
     for s, desk in enumerate(desks):
-        desk.past.read(memory.get(f"{key}.{desk.name}", "")).add(desk.budget*state.nav, *told[:, s])
+        desk.past.read(memory.get(f"{key}.{desk.name}", ""))
+        while desk.past.n < len(state.returns) - 1: desk.past.add(desk.budget*state.nav, 0, 0, 0)
+        desk.past.add(desk.budget*state.nav, *told[:, s])
         memory[f"{key}.{desk.name}"] = desk.past.text
         want[s] = _ask(desk, key, scores, state, q[s], opened[s], deals[s], fees[s])
         for name, rows in zip(_ARRAYS, books, strict=True): memory[f"{key}:{desk.name}:{name}"] = rows[s]
@@ -365,7 +367,7 @@ def attribution(
 
 # %% ../../nbs/portfolio/sleeves.ipynb #38e31575
 def _told(text, sessions):
-    rows = np.array(text.split(), float).reshape(-1, 4)
+    rows = np.array(text.split(), float).reshape(-1, 4)[-len(sessions):]
     full = np.zeros((len(sessions), 4))
     full[len(full) - len(rows):] = rows
     return pd.DataFrame(full, sessions, ["capital", "pnl", "cost", "traded"])

@@ -13,36 +13,33 @@ from .rules import rule
 
 # %% ../../nbs/portfolio/stops.ipynb #61225037
 @njit(cache=True)
-def _barred(weights, held, hit, left, cooldown):
-    "Weights without the sides that are barred, and the closes for which they are from now on"
-    out, more = weights.copy(), np.zeros(len(weights))
-    for i in range(len(weights)):
-        if hit[i]:
-            side = np.sign(held[i])
-            more[i] = side*cooldown
-        elif left[i] != 0 and left[i] == left[i]:
-            side = np.sign(left[i])
-            more[i] = left[i] - side
-        else: continue
-        if out[i]*side > 0: out[i] = 0.
-    return out, more
-
-# %% ../../nbs/portfolio/stops.ipynb #6a317853
-def _stopped(weights, state, hit, cooldown, key):
-    left = state.memory.get(key)
-    if left is None: left = np.zeros(len(weights))
-    out, state.memory[key] = _barred(weights, state.held, hit, left, float(cooldown))
-    return out
+def _barred(weight, held, hit, left, cooldown):
+    "What is given of a name's weight, and for how many closes its side is barred from now on"
+    if hit: side, more = np.sign(held), np.sign(held)*cooldown
+    elif left != 0 and left == left: side, more = np.sign(left), left - np.sign(left)
+    else: return weight, 0.
+    return (0. if weight*side > 0 else weight), more
 
 # %% ../../nbs/portfolio/stops.ipynb #b91684b2
 @njit(cache=True)
-def _gained(held, price, entry, low, high):
-    "Which positions have moved by `low` or less, or by `high` or more, since they were opened; fractions"
-    hit = np.zeros(len(held), np.bool_)
-    for i in range(len(held)):
+def _gained(weights, held, price, entry, left, low, high, cooldown):
+    "Weights without positions that have gained `low` or less, or `high` or more; closes for which sides are barred"
+    out, more = np.empty(len(weights)), np.empty(len(weights))
+    for i in range(len(weights)):
         gain = np.sign(held[i])*(price[i]/entry[i] - 1)
-        hit[i] = held[i] != 0 and (gain <= low + 1e-12 or gain >= high - 1e-12)
-    return hit
+        hit = held[i] != 0 and (gain <= low + 1e-12 or gain >= high - 1e-12)
+        out[i], more[i] = _barred(weights[i], held[i], hit, left[i], cooldown)
+    return out, more
+
+# %% ../../nbs/portfolio/stops.ipynb #42ce38ce
+def _stopped(weights, state, low, high, cooldown, key):
+    left, asked = _remembered(state, key), (weights, state.held, state.price, state.entry)
+    out, state.memory[key] = _gained(*asked, left, low, high, float(cooldown))
+    return out
+
+def _remembered(state, key):
+    found = state.memory.get(key)
+    return np.zeros(len(state.symbols)) if found is None else found
 
 # %% ../../nbs/portfolio/stops.ipynb #445526ad
 def _check(name, value, cooldown, most=1.):
@@ -59,10 +56,7 @@ def stop_loss(
 ):                        # rule: weights -> weights
     "The weights, without positions that have lost `fixed` since their entry"
     _check("fixed", fixed, cooldown)
-    def weigh(weights, state):
-        hit = _gained(state.held, state.price, state.entry, -fixed, np.inf)
-        return _stopped(weights, state, hit, cooldown, key)
-    return weigh
+    return lambda weights, state: _stopped(weights, state, -float(fixed), np.inf, cooldown, key)
 
 # %% ../../nbs/portfolio/stops.ipynb #9980868e
 @rule(always=True)
@@ -73,47 +67,48 @@ def take_profit(
 ):                         # rule: weights -> weights
     "The weights, without positions that have gained `gain` since their entry"
     _check("gain", gain, cooldown, np.inf)
-    def weigh(weights, state):
-        hit = _gained(state.held, state.price, state.entry, -np.inf, gain)
-        return _stopped(weights, state, hit, cooldown, key)
-    return weigh
+    return lambda weights, state: _stopped(weights, state, -np.inf, float(gain), cooldown, key)
 
 # %% ../../nbs/portfolio/stops.ipynb #d8c6f516
 @njit(cache=True)
-def _best(state_held, price, entry, shares, traded, paid, best):
+def _best(side, price, entry, shares, traded, paid, best):
     "Entry over best close for a long position, lowest close over entry for a short, with the sign of the side"
-    out = np.zeros(len(price))
-    for i in range(len(price)):
-        side, p, e = np.sign(state_held[i]), price[i], entry[i]
-        if side == 0 or not p > 0 or not e > 0: continue
-        peak = max(p, e) if side > 0 else min(p, e)
-        if best[i]*side > 0:
-            before, added = shares[i] - traded[i], traded[i]*side > 0 and (shares[i] - traded[i])*side > 0
-            old = (shares[i]*e - traded[i]*paid[i])/before if added else e
-            peak = max(peak, old/best[i]) if side > 0 else min(peak, -old*best[i])
-        out[i] = e/peak if side > 0 else -peak/e
-    return out
+    if side == 0 or not price > 0 or not entry > 0: return 0.
+    peak = max(price, entry) if side > 0 else min(price, entry)
+    if best*side > 0:
+        before = shares - traded
+        old = (shares*entry - traded*paid)/before if traded*side > 0 and before*side > 0 else entry
+        peak = max(peak, old/best) if side > 0 else min(peak, -old*best)
+    return entry/peak if side > 0 else -peak/entry
 
 # %% ../../nbs/portfolio/stops.ipynb #c9722ff2
-def _remembered_best(state, key):
-    best = state.memory.get(key)
-    if best is None: best = np.zeros(len(state.symbols))
-    state.memory[key] = _best(state.held, state.price, state.entry, state.shares, state.traded, state.paid, best)
-    return state.memory[key]
+@njit(cache=True)
+def _fallen(price, entry, best, trail, wide):
+    "Whether a position is a fraction `trail` of its best close and `wide` of its price away from there"
+    if best == 0: return False
+    side, peak = np.sign(best), entry/best if best > 0 else -entry*best
+    return side*(peak - price) >= peak*trail + wide*price - 1e-12*price
 
 # %% ../../nbs/portfolio/stops.ipynb #6fa50223
 @njit(cache=True)
-def _fallen(price, entry, best, trail, ranges):
-    "Which positions are a fraction `trail` and `ranges` of the price away from their best close"
-    hit = np.zeros(len(price), np.bool_)
-    for i in range(len(price)):
-        side, p = np.sign(best[i]), price[i]
-        if side == 0: continue
-        peak = entry[i]/best[i] if side > 0 else -entry[i]*best[i]
-        hit[i] = side*(peak - p) >= peak*trail + ranges[i]*p - 1e-12*p
-    return hit
+def _trailed(weights, held, price, entry, shares, traded, paid, best, left, trail, multiple, ranges, cooldown):
+    "Weights without positions that have fallen from their best close; best closes; closes for which sides are barred"
+    out, peak, more = np.empty(len(weights)), np.empty(len(weights)), np.empty(len(weights))
+    for i in range(len(weights)):
+        peak[i] = _best(np.sign(held[i]), price[i], entry[i], shares[i], traded[i], paid[i], best[i])
+        wide = 0. if ranges is None else multiple*ranges[i]
+        hit = _fallen(price[i], entry[i], peak[i], trail, wide)
+        out[i], more[i] = _barred(weights[i], held[i], hit, left[i], cooldown)
+    return out, peak, more
 
 # %% ../../nbs/portfolio/stops.ipynb #1b92031b
+def _moved(weights, state, trail, multiple, ranges, cooldown, key, best):
+    now = weights, state.held, state.price, state.entry, state.shares, state.traded, state.paid
+    before = _remembered(state, best), _remembered(state, key)
+    out, state.memory[best], state.memory[key] = _trailed(*now, *before, trail, multiple, ranges, float(cooldown))
+    return out
+
+# %% ../../nbs/portfolio/stops.ipynb #6a326407
 @rule(always=True)
 def trailing_stop(
     trail:float=.1,           # distance from the best close at which a position is closed, fraction of that close
@@ -122,11 +117,8 @@ def trailing_stop(
 ):                            # rule: weights -> weights
     "The weights, without positions that have fallen by `trail` from their best close"
     _check("trail", trail, cooldown)
-    def weigh(weights, state):
-        best = _remembered_best(state, f"{key}.best")
-        hit = _fallen(state.price, state.entry, best, trail, np.zeros(len(best)))
-        return _stopped(weights, state, hit, cooldown, key)
-    return weigh
+    best = f"{key}.best"
+    return lambda weights, state: _moved(weights, state, float(trail), 0., None, cooldown, key, best)
 
 # %% ../../nbs/portfolio/stops.ipynb #4296113c
 @njit(cache=True)
@@ -147,28 +139,39 @@ def _average_range(high, low, close, n):
 
 # %% ../../nbs/portfolio/stops.ipynb #779b4b4d
 @njit(cache=True)
-def _next_range(high, low, close, before, n):
-    "ATR one session on, from the last rows of the bars; `before` and the result are fractions of the last close"
-    out, end = before.copy(), len(close) - 1
+def _next_range(high, low, close, last, before, held, n):
+    "ATR one session on, fractions of the close; whether that of a name held is not known; whether one lacks its `last`"
+    out, unknown, halted = before.copy(), False, False
     for s in range(len(out)):
-        c, last, t = close[end, s], np.nan, end - 1
-        if not c == c: continue # a halt: nothing new
-        while t >= 0 and not last == last:
-            last, t = close[t, s], t - 1
-        out[s] = (before[s]*last*(n - 1) + max(high[end, s], last) - min(low[end, s], last))/n/c
-    return out
+        if close[s] == close[s]: # else a halt: nothing new
+            out[s] = (before[s]*last[s]*(n - 1) + max(high[s], last[s]) - min(low[s], last[s]))/n/close[s]
+            halted |= (last[s] != last[s]) & (before[s] == before[s])
+        unknown |= (out[s] != out[s]) & (held[s] != 0)
+    return out, unknown, halted
 
 # %% ../../nbs/portfolio/stops.ipynb #5020041c
+def _moved_on(state, before, close, n):
+    "ATR of each name, one session after `before`, and whether that of a name held is not known"
+    high, low = state.past("high", 1)[-1], state.past("low", 1)[-1]
+    out, unknown, halted = _next_range(high, low, close[-1], close[0], before, state.held, n)
+    if not halted: return out, unknown
+    past = state.past("close", 6)
+    return _next_range(high, low, past[-1], _last(past[:-1]), before, state.held, n)[:2]
+
+def _last(close):
+    row = np.where(close == close, np.arange(len(close))[:, None], 0).max(axis=0)
+    return close[row, np.arange(close.shape[1])]
+
+# %% ../../nbs/portfolio/stops.ipynb #ff709a68
 def _ranges(state, key, n):
     "ATR of each name, as a fraction of its close"
-    before, out, past = state.memory.get(key), None, state.past
-    if before is not None: out = _next_range(past("high", 6), past("low", 6), past("close", 6), before, n)
-    if out is None or np.isnan(out[state.held != 0]).any():
-        out = _average_range(past("high", 22*n), past("low", 22*n), past("close", 22*n), n)
+    before, close, unknown = state.memory.get(key), state.past("close", 2), True
+    if before is not None and len(close) == 2: out, unknown = _moved_on(state, before, close, n)
+    if unknown: out = _average_range(*(state.past(column, 22*n) for column in ("high", "low", "close")), n)
     state.memory[key] = out
     return out
 
-# %% ../../nbs/portfolio/stops.ipynb #ff709a68
+# %% ../../nbs/portfolio/stops.ipynb #4610233e
 @rule(always=True)
 def atr_stop(
     multiple:float=3., # average true ranges from the best close at which a position is closed
@@ -180,8 +183,7 @@ def atr_stop(
     if not multiple > 0: raise ValueError(f"multiple={multiple}: average true ranges, above 0, 3 is common")
     if window < 1: raise ValueError(f"window={window}: sessions of the average, 1 or more, 14 is Wilder's")
     _check("trail", .5, cooldown)
+    best, range_ = f"{key}.best", f"{key}.range"
     def weigh(weights, state):
-        ranges = _ranges(state, f"{key}.range", window)
-        hit = _fallen(state.price, state.entry, _remembered_best(state, f"{key}.best"), 0., multiple*ranges)
-        return _stopped(weights, state, hit, cooldown, key)
+        return _moved(weights, state, 0., float(multiple), _ranges(state, range_, window), cooldown, key, best)
     return weigh

@@ -36,23 +36,43 @@ def _beyond(values, edge, symbols, k, order):
 
 # %% ../../nbs/portfolio/weights.ipynb #a57ba34b
 @njit(cache=True)
+def _lowest(values, k):
+    "The `k`-th lowest of `values`, which are left in another order"
+    start, stop, k = 0, len(values), k - 1
+    while True:
+        pivot, below = values[(start + stop)//2], start
+        for i in range(start, stop):
+            x = values[i]
+            values[i], values[below] = values[below], x
+            below += x < pivot
+        if k < below: stop = below; continue
+        start = below
+        for i in range(start, stop):
+            x = values[i]
+            values[i], values[below] = values[below], x
+            below += x == pivot
+        if k < below: return pivot
+        start = below
+
+# %% ../../nbs/portfolio/weights.ipynb #b07b6b5d
+@njit(cache=True)
 def _cut(scores, k, long, short, falling):
     "Weights of both sides, and whether they are right: not so where equal scores straddle an edge"
     out, known, n = np.zeros(len(scores)), np.empty(len(scores)), 0
     for x in scores:
-        if x == x: known[n] = x; n += 1
+        known[n] = x
+        n += x == x
     k = min(k, n//2)
     if k == 0: return out, True
-    low, high = np.partition(known[:n], k - 1)[k - 1], np.partition(known[:n], n - k)[n - k]
+    high, low = -_lowest(-known[:n], k), _lowest(known[:n], k)
     best, worst, shorts = 0, 0, 0
     for x in scores:
-        if x >= high: best += 1
-        if x <= low:
-            worst += 1
-            if x < 0 or not falling: shorts += 1
+        best += x >= high
+        worst += x <= low
+        shorts += (x <= low) & ((x < 0) | (not falling))
+    each, less = long/best, short/max(shorts, 1)
     for i, x in enumerate(scores):
-        if x >= high: out[i] = long/best
-        elif x <= low and (x < 0 or not falling): out[i] = short/shorts
+        out[i] = each if x >= high else less if (x <= low) & ((x < 0) | (not falling)) else 0.
     return out, best == k and worst == k
 
 # %% ../../nbs/portfolio/weights.ipynb #b54b04e7
@@ -68,7 +88,6 @@ def _check_sides(k, long, short):
     if k < 1 or int(k) != k: raise ValueError(f"k={k}: names a side, a whole number from 1")
     if long < 0 or short > 0: raise ValueError(f"long={long}, short={short}: a short side is a negative weight")
 
-# %% ../../nbs/portfolio/weights.ipynb #1780ab64
 def _shared(n, best, long, worst, short):
     "`n` weights, zero but for the names of each side, which share its budget"
     out = np.zeros(n)
