@@ -28,17 +28,17 @@ from tradenb.portfolio.switches import drawdown_breaker, kill_switch
 from tradenb.portfolio.weights import ewma, filter_negative, long_only, rank, threshold, top_bottom, volatility_scaled, zscore
 
 NEXT = "next_open", "next_close", "next_twap"
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=20, deadline=None)
 COSTLY = Costs.realistic(credit=200.0, fees=0.3, proceeds=0.5, slippage={"open": 1, "close": 0.5})
 
 
 # Markets, and everything that can be asked of an account at once
 
-def raw_market(seed=5, n=90, m=24, drift=0.0):
+def raw_market(seed=12, n=60, m=18):
     "Printed prices: late listings, halts, splits, dividends, and delistings after the last bar; the scores, and the actions"
     rng = np.random.default_rng(seed)
     days, names = pd.bdate_range("2024-01-02", periods=n, unit="us"), [f"N{i:02d}" for i in rng.permutation(m)]
-    close = 60 * np.exp((drift + rng.normal(0, 0.02, (n, m))).cumsum(axis=0))
+    close = 60 * np.exp(rng.normal(0, 0.02, (n, m)).cumsum(axis=0))
     ratio = np.where(rng.random((n, m)) < 0.01, rng.choice([7.0, 2.0, 1.5, 0.25], (n, m)), np.nan)
     paid = np.where(rng.random((n, m)) < 0.02, rng.uniform(0.05, 0.6, (n, m)).round(4), np.nan)
     first, last = np.maximum(rng.integers(-2 * n // 3, n // 3, m), 0), rng.integers(n // 2, 3 * n, m)
@@ -48,7 +48,7 @@ def raw_market(seed=5, n=90, m=24, drift=0.0):
     start = printed * np.exp(rng.normal(0, 0.01, (n, m)))
     there = (age >= first) & (age <= last) & ((rng.random((n, m)) > 0.03) | (np.arange(m) < 3))
     columns = dict(open=start, high=np.maximum(start, printed) * 1.01, low=np.minimum(start, printed) * 0.99, close=printed,
-                   volume=rng.lognormal(9, 1, (n, m)).round())
+                   volume=rng.lognormal(8, 1, (n, m)).round())
     panel = long(**{k: pd.DataFrame(np.where(there, x, np.nan), days, names).sort_index(axis=1) for k, x in columns.items()})
     gone = np.where(age == last + 1, np.where(rng.random(m) < 0.3, 0.0, printed.round(2)), np.nan)
     actions = pd.concat({k: pd.DataFrame(x, days, names).rename_axis(index="session", columns="symbol").stack()
@@ -61,13 +61,13 @@ def raw_market(seed=5, n=90, m=24, drift=0.0):
 def every_rule(symbols, **switch):
     "Construction, smoothing, sizing, limits, stops, a breaker, and a switch that fires: whatever remembers anything is among them"
     sectors = {s: f"S{i % 4}" for i, s in enumerate(sorted(symbols))}
-    switch = dict(sigma=50.0, drawdown=0.015, sharpe_window=None) | switch
+    switch = dict(sigma=50.0, drawdown=0.006, sharpe_window=None) | switch
     return [filter_negative(k=6), ewma(0.15), volatility_target(0.2, of="unscaled"), cap(0.12), sector_cap(0.5, sectors), net_cap(0.4), turnover_cap(0.3),
             stop_loss(0.05), trailing_stop(0.06), atr_stop(2.5, 5), take_profit(0.1), drawdown_breaker(0.01, 0.5, 0.004), kill_switch(**switch), gross(1.0)]
 
 
 SCORES, PANEL, ACTIONS = raw_market()
-RELEASES = {day: "Ada Lovelace" for day in SCORES.index[[40, 60, 75]]}
+RELEASES = {day: "Ada Lovelace" for day in SCORES.index[[18, 33, 47]]}
 
 
 def evening(ledger, day, bars, fill="next_open", rules=None, costs=COSTLY, participation=0.05):
@@ -80,13 +80,14 @@ def whole(fill="next_open"):
 
 def test_this_market_has_everything():
     "Else the tests below would promise little"
-    ledger = whole()
+    bars, ledger, hit, scaled = Bars(PANEL, ACTIONS), Ledger(), set(), 0
+    for day in bars.sessions:
+        memory = evening(ledger, day, bars).last.memory
+        hit |= {k for k in ("stop_loss", "trailing_stop", "atr_stop", "take_profit") if np.any(memory.get(k, 0.0) != 0)}
+        scaled += "tripped" in memory.get("drawdown_breaker", {})
+    assert hit == {"stop_loss", "trailing_stop", "atr_stop", "take_profit"} and 3 < scaled < 50
     assert {*ledger.events["kind"]} == {"split", "dividend", "delisting", "borrow", "interest"}
-    latch = ledger.last.memory["kill_switch"]
-    assert {*latch["past"][0]} == {"fired", "why", "value", "released"} and len(latch["past"]) >= 2
-    closed = {k: sum(run(SCORES, Bars(PANEL, ACTIONS), COSTLY, rules=[filter_negative(k=6), stop]).fills["session"].nunique() for _ in "1")
-              for k, stop in dict(none=cap(1.0), loss=stop_loss(0.05), trail=trailing_stop(0.06), atr=atr_stop(2.5, 5), gain=take_profit(0.1)).items()}
-    assert min(closed.values()) > 60 and len(ledger.fills) > 500 and len(ledger.rejects) > 10
+    assert len(memory["kill_switch"]["past"]) == 3 and len(ledger.fills) > 300
     done = ledger.fills.set_index(["session", "symbol"])
     part = done["shares"].abs() / PANEL["volume"].reindex(done.index)
     assert 0.01 < (part > 0.0499).mean() < 0.99 and part.max() <= 0.05 * (1 + 1e-12)
@@ -133,7 +134,7 @@ def test_bt_holds_the_same_account(full_market, fill):
 
 # Replay and kills
 
-@pytest.mark.parametrize("fill", [*NEXT, "same_close"])
+@pytest.mark.parametrize("fill", ["next_open", "next_twap", "same_close"])
 def test_a_replay_is_the_backtest_to_the_bit_whatever_happens(tmp_path, fill):
     "Each evening sees a market that ends there, in an order of its own; on some the account comes back from disk"
     rng, ledger = np.random.default_rng(1), None
@@ -244,7 +245,7 @@ def decided(entry):
     return np.where(np.isnan(entry.pending), entry.book.weights, entry.pending)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(markets(most=14), some_rules, st.sampled_from([0.3, 1.0, 1.6]), st.sampled_from(NEXT), st.none() | st.integers(0, 2**32))
 def test_no_list_of_rules_decides_more_than_its_gross(market, numbers, most, fill, seed):
     "Without scores a limit closes positions and opens none: then it is what is held that is not exceeded"
@@ -259,34 +260,37 @@ def test_no_list_of_rules_decides_more_than_its_gross(market, numbers, most, fil
 
 
 @few
-@given(st.integers(0, 2**32), some_rules, st.sampled_from(NEXT), st.sampled_from([None, 0.02]), st.lists(st.integers(0, 39), max_size=2), st.data())
-def test_a_switch_that_fired_opens_nothing_until_a_person_releases_it(tmp_path_factory, seed, numbers, fill, participation, releases, data):
+@given(st.integers(0, 2**32), some_rules, st.sampled_from(NEXT), st.sampled_from([None, 0.02]), st.lists(st.integers(0, 29), max_size=2),
+       st.sets(st.integers(0, 29), max_size=6))
+def test_a_switch_that_fired_opens_nothing_until_a_person_releases_it(tmp_path_factory, seed, numbers, fill, participation, releases, reopened):
     """Whatever stands before it: from the close at which it fires until the evening after a release by name, a fill only brings
     a position closer to zero; and so it is when the account comes back from disk on any evening"""
-    scores, panel, actions = raw_market(seed, n=40, m=6)
+    scores, panel, actions = raw_market(seed, n=30, m=6)
     bars, folder = Bars(panel, actions), tmp_path_factory.mktemp("account")
     def rules(): return [top_bottom(k=2), *chosen(numbers, scores.columns), kill_switch(sigma=None, drawdown=0.005, sharpe_window=None), gross()]
-    ledger, asked, down, fired = Ledger.open(folder, 100_000), rules(), None, 0
+    ledger, asked, down, fired = Ledger.open(folder, 100_000), rules(), False, 0
     for i, day in enumerate(bars.sessions):
-        if data.draw(st.booleans(), "reopen"): ledger, asked = Ledger.open(folder), rules()
+        if i in reopened: ledger, asked = Ledger.open(folder), rules()
         before = dict(zip(ledger.symbols, ledger.book.shares, strict=True))
         try: step(ledger, day, bars, scores.loc[day], Sim(bars, COSTLY, participation), asked, fill)
         except ValueError as e:
             assert "lower the gross exposure" in str(e)
             return
-        events = ledger.events.query("session == @day and shares != 0").groupby("symbol")["shares"].sum()
-        for f in ledger.fills.query("session == @day").itertuples() if down is not None else ():
-            had = before.get(f.symbol, 0.0) + events.get(f.symbol, 0.0)
-            assert had * f.shares < 0 and abs(f.shares) <= abs(had) * (1 + 1e-12), f"{f} opens while the switch is down"
+        line = ledger.lines[-1]
+        for e in line.events:
+            if e.symbol: before[e.symbol] += e.shares
+        for at, shares in zip(line.done, line.shares, strict=True) if down else ():
+            had = before.get(ledger.symbols[at], 0.0)
+            assert had * shares < 0 and abs(shares) <= abs(had) * (1 + 1e-12), f"{ledger.symbols[at]} is opened on {day} while the switch is down"
         latch = ledger.last.memory.get("kill_switch", {})
         if "fired" in latch:
-            fired, down = fired + (down is None), latch["fired"] if down is None else down
+            fired, down = fired + (not down), True
             assert ledger.last.pending is None or not decided(ledger.last).any()
             if i in releases and "released" not in latch:
                 for nobody in ("", " ", None, "42"):
                     with pytest.raises(ValueError, match="carries the name of a person"): ledger.release("kill_switch", nobody, "looked at")
                 ledger.release("kill_switch", "Ada Lovelace", "looked at")
-        else: down = None
+        else: down = False
     assume(fired)
 
 
@@ -296,7 +300,7 @@ def test_a_release_on_the_day_is_the_release_told_beforehand(tmp_path):
     for i, day in enumerate(SCORES.index):
         ledger = Ledger.open(tmp_path, 100_000)
         evening(ledger, day, bars, rules=rules)
-        if i % 4 == 3 and "fired" in ledger.last.memory.get("kill_switch", {}):
+        if i % 5 == 3 and "fired" in ledger.last.memory.get("kill_switch", {}):
             Ledger.open(tmp_path).release("kill_switch", "Ada Lovelace", "looked at")
             by_hand.append(day)
     told = run(SCORES, bars, COSTLY, rules=every_rule(SCORES, releases=dict.fromkeys(by_hand, "Ada Lovelace")), participation=0.05)
@@ -310,7 +314,7 @@ def test_a_release_on_the_day_is_the_release_told_beforehand(tmp_path):
 def test_nobody_gets_more_than_a_part_of_the_volume(market, participation, fill, lot, seed):
     weights, panel = market
     bars = Bars(panel, None if seed is None else acts(panel, seed))
-    for ledger in steps(30 * weights, bars, Costs.zero(), fill, [gross(3.0)], participation, lot): pass
+    *_, ledger = steps(30 * weights, bars, Costs.zero(), fill, [gross(3.0)], participation, lot)
     done = ledger.fills.set_index(["session", "symbol"])
     assert (done["shares"].abs() <= participation * panel["volume"].reindex(done.index) * (1 + 1e-12)).all()
     if lot and len(done) and seed is None: assert (done["shares"] % lot).isin([0.0, lot]).all()
@@ -361,12 +365,12 @@ def test_nothing_after_a_session_changes_it(seed, i, fill, factor):
 
 @few
 @given(st.integers(0, 2**32), st.integers(5, 38), st.sampled_from(NEXT), st.booleans())
-def test_no_order_is_filled_in_the_session_whose_close_decided_it(seed, i, fill, bare):
+def test_no_order_is_filled_in_the_session_whose_close_decided_it(seed, i, fill, turned):
     """Without the flag. A session's fills do not know its scores; nor, at the open, the rest of its bar; and what a close decides
     is filled at a price of the next session, whatever this one's were"""
     scores, panel, actions = raw_market(seed, n=40, m=8)
     day, other = scores.index[i], scores.copy()
-    other.loc[day] = -scores.loc[day].to_numpy() if bare else np.nan
+    other.loc[day] = -scores.loc[day].to_numpy() if turned else np.nan
     ours, theirs = (upto(s, Bars(panel, actions), day, fill) for s in (scores, other))
     pd.testing.assert_frame_equal(ours.fills, theirs.fills, check_exact=True)
     assert ours.nav.tolist() == theirs.nav.tolist() and ours.last.memory.keys() >= {"ewma"}

@@ -71,7 +71,6 @@ def _left_alone(weights, held, ruled):
 def _ruled(rule, scores, entry, ledger, bars):
     "Weights that the rules make of the scores, in sight of the account; of what is held where there are none"
     book, fills = entry.book, entry.fills
-    if entry.fill == "same_close" and ledger.last: fills = ledger.last.fills # done after that session's decision
     state = State.seen(session=entry.session, symbols=book.symbols, held=book.weights, nav=book.nav, shares=book.shares,
                        returns=ledger.returns_with(book.nav), memory=entry.memory, entry=book.entry,
                        history=bars.history(entry.session, book.symbols), later=_Later(book, fills, entry.events))

@@ -40,7 +40,7 @@ def account_show(
 ):
     "A session's statement in cents, the positions, and switches that have fired."
     from tradenb.execution.ledger import Ledger
-    from tradenb.ops.daily import fired
+    from tradenb.ops.history import fired
     ledger = Ledger.open(_account(recipe, home, sets, simulated, files)/"ledger")
     told = ledger.statement(session or ledger.sessions[-1])
     t = Table(box=box.SIMPLE_HEAD, title=f"{told.name.split(',')[0]}, US dollars")
@@ -51,9 +51,9 @@ def account_show(
     held = ledger.weights.loc[told.name.split(",")[0]].loc[lambda w: w != 0]
     console.print(f"holds   {(held > 0).sum()} long, {(held < 0).sum()} short, gross {held.abs().sum():.1%}",
                   highlight=False)
-    for key, seen in fired(ledger).items():
-        console.print(f"[bold red]fired[/]   {key} on {seen['fired']}: {escape(seen['why'])}; "
-                      f"tradenb account release {escape(str(recipe))} {key} --by NAME --why REASON", soft_wrap=True)
+    for x in fired(ledger):
+        console.print(f"[bold red]fired[/]   {x['key']} on {x['fired']}: {escape(x['why'])}; tradenb account release "
+                      f"{escape(str(recipe))} {x['key']} --by NAME --why REASON", soft_wrap=True)
     console.print(f"head    {ledger.head}", highlight=False, soft_wrap=True)
 
 # %% ../../nbs/ops/account_commands.ipynb #d7ceca45

@@ -36,8 +36,8 @@ def day_table(
     if d["status"] == "RED": return _framed(f, rows)
     if d.get("restated"): rows.add_row("", "[yellow]with corrections that came after the close[/]")
     for x in f.get("switches", ()):
-        rows.add_row("switch", f"[bold red]{x['key']} fired on {x['fired']}[/]: {escape(x['why'])}. Flat until a "
-                               f"person says: tradenb account release RECIPE {x['key']} --by NAME --why REASON")
+        rows.add_row("switch", f"[bold red]{x['key']} fired on {x['fired']}[/]: {escape(x['why'])}. Flat until "
+                               f"a person says: tradenb account release RECIPE {x['key']} --by NAME --why REASON")
     rows.add_row("model", f"{m['name']}, learnt from {m['rows']:,} labels known by {m['known']}")
     if m["ic"]["sessions"]: rows.add_row("rank IC", _band(m["ic"], 3) + f"  [dim]{m['ic']['sessions']} sessions[/]")
     rows.add_row("Sharpe", _band(a["sharpe"]) + f"  [dim]paper account, {a['sessions']} sessions, net of costs[/]")
@@ -95,6 +95,9 @@ def backtest_table(
         rows.add_row(name.replace("_", " "), _band(t.loc[name].to_dict(), pct=pct))
     if len(each := f["paths"]["sharpe"]) > 1:
         rows.add_row("paths", f"{len(each)}, Sharpe {min(each):.2f} to {max(each):.2f}; the middle one is shown")
+    for x in f.get("switches", ()):
+        rows.add_row("switch", f"[bold red]{x['key']} fired on {x['fired']}[/]: {escape(x['why'])}. Nobody released "
+                               "it, and the account stayed flat")
     rows.add_row("turnover", f"{days['turnover'].mean():.1%} of NAV a day, costs {_usd(f['cost_usd'])}")
     rows.add_row("NAV", f"[bold]{_usd(days['nav'].iloc[-1])}[/]")
     if place and place["dsr"] is not None:

@@ -12,22 +12,23 @@ from numba import njit
 from .rules import rule
 
 # %% ../../nbs/portfolio/stops.ipynb #61225037
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _barred(weight, held, hit, left, cooldown):
     "What is given of a name's weight, and for how many closes its side is barred from now on"
-    if hit: side, more = np.sign(held), np.sign(held)*cooldown
-    elif left != 0 and left == left: side, more = np.sign(left), left - np.sign(left)
-    else: return weight, 0.
-    return (0. if weight*side > 0 else weight), more
+    left = left if left == left else 0.
+    which = held if hit else left
+    side = 1. if which > 0 else -1. if which < 0 else 0.
+    return (0. if weight*side > 0 else weight), (side*cooldown if hit else left - side)
 
 # %% ../../nbs/portfolio/stops.ipynb #b91684b2
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _gained(weights, held, price, entry, left, low, high, cooldown):
     "Weights without positions that have gained `low` or less, or `high` or more; closes for which sides are barred"
     out, more = np.empty(len(weights)), np.empty(len(weights))
     for i in range(len(weights)):
-        gain = np.sign(held[i])*(price[i]/entry[i] - 1)
-        hit = held[i] != 0 and (gain <= low + 1e-12 or gain >= high - 1e-12)
+        moved = price[i]/entry[i] - 1
+        gain = moved if held[i] > 0 else -moved
+        hit = (held[i] != 0) & ((gain <= low + 1e-12) | (gain >= high - 1e-12))
         out[i], more[i] = _barred(weights[i], held[i], hit, left[i], cooldown)
     return out, more
 
@@ -70,32 +71,36 @@ def take_profit(
     return lambda weights, state: _stopped(weights, state, -np.inf, float(gain), cooldown, key)
 
 # %% ../../nbs/portfolio/stops.ipynb #d8c6f516
-@njit(cache=True)
-def _best(side, price, entry, shares, traded, paid, best):
+@njit(cache=True, error_model="numpy")
+def _best(held, price, entry, shares, traded, paid, best):
     "Entry over best close for a long position, lowest close over entry for a short, with the sign of the side"
-    if side == 0 or not price > 0 or not entry > 0: return 0.
-    peak = max(price, entry) if side > 0 else min(price, entry)
-    if best*side > 0:
-        before = shares - traded
-        old = (shares*entry - traded*paid)/before if traded*side > 0 and before*side > 0 else entry
-        peak = max(peak, old/best) if side > 0 else min(peak, -old*best)
-    return entry/peak if side > 0 else -peak/entry
+    long, before = held > 0, shares - traded
+    added = (traded*before > 0) & ((traded > 0) == long)
+    was = (shares*entry - traded*paid)/before if added else entry
+    then = was/best if long else -was*best # in dollars
+    then = then if best*held > 0 else entry
+    peak = _farther(_farther(entry, price, long), then, long)
+    ratio = entry/peak if long else -peak/entry
+    return ratio if (held != 0) & (price > 0) & (entry > 0) else 0.
+
+@njit(cache=True)
+def _farther(a, b, long): return b if (b > a if long else b < a) else a
 
 # %% ../../nbs/portfolio/stops.ipynb #c9722ff2
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _fallen(price, entry, best, trail, wide):
     "Whether a position is a fraction `trail` of its best close and `wide` of its price away from there"
-    if best == 0: return False
-    side, peak = np.sign(best), entry/best if best > 0 else -entry*best
-    return side*(peak - price) >= peak*trail + wide*price - 1e-12*price
+    peak = entry/best if best > 0 else -entry*best
+    away = peak - price if best > 0 else price - peak
+    return (best != 0) & (away >= peak*trail + wide*price - 1e-12*price)
 
 # %% ../../nbs/portfolio/stops.ipynb #6fa50223
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _trailed(weights, held, price, entry, shares, traded, paid, best, left, trail, multiple, ranges, cooldown):
     "Weights without positions that have fallen from their best close; best closes; closes for which sides are barred"
     out, peak, more = np.empty(len(weights)), np.empty(len(weights)), np.empty(len(weights))
     for i in range(len(weights)):
-        peak[i] = _best(np.sign(held[i]), price[i], entry[i], shares[i], traded[i], paid[i], best[i])
+        peak[i] = _best(held[i], price[i], entry[i], shares[i], traded[i], paid[i], best[i])
         wide = 0. if ranges is None else multiple*ranges[i]
         hit = _fallen(price[i], entry[i], peak[i], trail, wide)
         out[i], more[i] = _barred(weights[i], held[i], hit, left[i], cooldown)
@@ -138,16 +143,18 @@ def _average_range(high, low, close, n):
     return out
 
 # %% ../../nbs/portfolio/stops.ipynb #779b4b4d
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _next_range(high, low, close, last, before, held, n):
     "ATR one session on, fractions of the close; whether that of a name held is not known; whether one lacks its `last`"
-    out, unknown, halted = before.copy(), False, False
-    for s in range(len(out)):
-        if close[s] == close[s]: # else a halt: nothing new
-            out[s] = (before[s]*last[s]*(n - 1) + max(high[s], last[s]) - min(low[s], last[s]))/n/close[s]
-            halted |= (last[s] != last[s]) & (before[s] == before[s])
-        unknown |= (out[s] != out[s]) & (held[s] != 0)
-    return out, unknown, halted
+    out, unknown, halted = np.empty(len(close)), 0, 0
+    for s in range(len(close)):
+        top = last[s] if last[s] > high[s] else high[s]
+        bottom = last[s] if last[s] < low[s] else low[s]
+        moved = (before[s]*last[s]*(n - 1) + top - bottom)/n/close[s]
+        out[s] = moved if close[s] == close[s] else before[s] # a halt: nothing new
+        unknown += (out[s] != out[s]) & (held[s] != 0)
+        halted += (close[s] == close[s]) & (last[s] != last[s]) & (before[s] == before[s])
+    return out, unknown > 0, halted > 0
 
 # %% ../../nbs/portfolio/stops.ipynb #5020041c
 def _moved_on(state, before, close, n):
