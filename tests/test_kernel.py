@@ -213,7 +213,7 @@ def pool(symbols):
     sectors = {s: "AB"[i % 2] for i, s in enumerate(sorted(symbols))}
     return [lambda k: filter_negative(k=2, long=1.3, short=-1.1), lambda k: top_bottom(k=2, long=2.0, short=-2.0), lambda k: threshold(0.1, k=3, long=1.5),
             lambda k: long_only(k=3, long=3.0), lambda k: volatility_scaled(k=2, window=5), lambda k: rank(), lambda k: zscore(),
-            lambda k: ewma(0.5, key=k), lambda k: volatility_target(0.5, window=3, of="unscaled", key=k), lambda k: volatility_target(0.5, window=3),
+            lambda k: ewma(0.5, key=k), lambda k: volatility_target(0.5, window=3, of="unscaled", key=k), lambda k: volatility_target(0.5, window=3, key=k),
             lambda k: fixed_fractional(0.05, 0.05), lambda k: risk_parity(5, "volatility"), lambda k: regime_filter(window=3), lambda k: cap(0.6),
             lambda k: sector_cap(0.8, sectors), lambda k: net_cap(0.3), lambda k: turnover_cap(0.7), lambda k: notional_cap(60_000.0),
             lambda k: liquidity_cap(0.5, 3), lambda k: band(0.05), lambda k: rebalance(2, key=k), lambda k: hold(2, key=k),
@@ -268,7 +268,7 @@ def test_a_switch_that_fired_opens_nothing_until_a_person_releases_it(tmp_path_f
     scores, panel, actions = raw_market(seed, n=30, m=6)
     bars, folder = Bars(panel, actions), tmp_path_factory.mktemp("account")
     def rules(): return [top_bottom(k=2), *chosen(numbers, scores.columns), kill_switch(sigma=None, drawdown=0.005, sharpe_window=None), gross()]
-    ledger, asked, down, fired = Ledger.open(folder, 100_000), rules(), False, 0
+    ledger, asked, down, free, fired = Ledger.open(folder, 100_000), rules(), False, False, 0
     for i, day in enumerate(bars.sessions):
         if i in reopened: ledger, asked = Ledger.open(folder), rules()
         before = dict(zip(ledger.symbols, ledger.book.shares, strict=True))
@@ -283,14 +283,15 @@ def test_a_switch_that_fired_opens_nothing_until_a_person_releases_it(tmp_path_f
             had = before.get(ledger.symbols[at], 0.0)
             assert had * shares < 0 and abs(shares) <= abs(had) * (1 + 1e-12), f"{ledger.symbols[at]} is opened on {day} while the switch is down"
         latch = ledger.last.memory.get("kill_switch", {})
-        if "fired" in latch:
-            fired, down = fired + (not down), True
-            assert ledger.last.pending is None or not decided(ledger.last).any()
-            if i in releases and "released" not in latch:
-                for nobody in ("", " ", None, "42"):
-                    with pytest.raises(ValueError, match="carries the name of a person"): ledger.release("kill_switch", nobody, "looked at")
-                ledger.release("kill_switch", "Ada Lovelace", "looked at")
-        else: down = False
+        assert "fired" in latch or not down or free, "nobody released it"
+        fired, down, free = fired + ("fired" in latch and not down), "fired" in latch, False
+        if not down: continue
+        assert ledger.last.pending is None or not decided(ledger.last).any()
+        if i in releases:
+            for nobody in ("", " ", None, "42"):
+                with pytest.raises(ValueError, match="carries the name of a person"): ledger.release("kill_switch", nobody, "looked at")
+            ledger.release("kill_switch", "Ada Lovelace", "looked at")
+            free = True
     assume(fired)
 
 

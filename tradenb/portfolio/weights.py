@@ -37,32 +37,33 @@ def _beyond(values, edge, symbols, k, order):
 # %% ../../nbs/portfolio/weights.ipynb #a57ba34b
 @njit(cache=True)
 def _lowest(values, k):
-    "The `k`-th lowest of `values`, which are left in another order"
-    start, stop, k = 0, len(values), k - 1
+    "The `k`-th lowest of `values`, which are overwritten"
+    near, n = np.empty(len(values)), len(values)
     while True:
-        pivot, below = values[(start + stop)//2], start
-        for i in range(start, stop):
-            x = values[i]
-            values[i], values[below] = values[below], x
-            below += x < pivot
-        if k < below: stop = below; continue
-        start = below
-        for i in range(start, stop):
-            x = values[i]
-            values[i], values[below] = values[below], x
-            below += x == pivot
-        if k < below: return pivot
-        start = below
+        pivot, below = values[n//2], 0
+        for i in range(n):
+            near[below] = values[i]
+            below += values[i] < pivot
+        if k <= below: n = below
+        else:
+            above, k = 0, k - below
+            for i in range(n):
+                near[above] = values[i]
+                above += values[i] > pivot
+            n, equal = above, n - below - above
+            if k <= equal: return pivot
+            k -= equal
+        values, near = near, values
 
 # %% ../../nbs/portfolio/weights.ipynb #b07b6b5d
 @njit(cache=True)
 def _cut(scores, k, long, short, falling):
     "Weights of both sides, and whether they are right: not so where equal scores straddle an edge"
-    out, known, n = np.zeros(len(scores)), np.empty(len(scores)), 0
+    known, n = np.empty(len(scores)), 0
     for x in scores:
         known[n] = x
         n += x == x
-    k = min(k, n//2)
+    k, out = min(k, n//2), np.zeros(len(scores))
     if k == 0: return out, True
     high, low = -_lowest(-known[:n], k), _lowest(known[:n], k)
     best, worst, shorts = 0, 0, 0
