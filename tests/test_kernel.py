@@ -246,11 +246,11 @@ def decided(entry):
 
 
 @settings(max_examples=60, deadline=None)
-@given(markets(most=14), some_rules, st.sampled_from([0.3, 1.0, 1.6]), st.sampled_from(NEXT), st.none() | st.integers(0, 2**32))
+@given(markets(most=14), some_rules, st.sampled_from([0.3, 1.0, 1.6]), st.sampled_from(NEXT), st.integers(0, 2**32))
 def test_no_list_of_rules_decides_more_than_its_gross(market, numbers, most, fill, seed):
     "Without scores a limit closes positions and opens none: then it is what is held that is not exceeded"
     weights, panel = market
-    bars = Bars(panel, None if seed is None else acts(panel, seed))
+    bars = Bars(panel, acts(panel, seed) if seed % 4 else None)
     for ledger in steps(10 * weights, bars, COSTLY, fill, [*chosen(numbers, weights.columns), gross(most)]):
         entry = ledger.last
         if entry.pending is None: continue
@@ -286,7 +286,7 @@ def test_a_switch_that_fired_opens_nothing_until_a_person_releases_it(tmp_path_f
         assert "fired" in latch or not down or free, "nobody released it"
         fired, down, free = fired + ("fired" in latch and not down), "fired" in latch, False
         if not down: continue
-        assert ledger.last.pending is None or not decided(ledger.last).any()
+        assert not (ledger.book.shares if ledger.last.pending is None else decided(ledger.last)).any()   # scores or none
         if i in releases:
             for nobody in ("", " ", None, "42"):
                 with pytest.raises(ValueError, match="carries the name of a person"): ledger.release("kill_switch", nobody, "looked at")
@@ -311,14 +311,14 @@ def test_a_release_on_the_day_is_the_release_told_beforehand(tmp_path):
 
 @few
 @given(markets(most=12), st.sampled_from([0.001, 0.1, 1.0]), st.sampled_from([*NEXT, "same_close"]), st.sampled_from([None, 1.0, 7.0]),
-       st.none() | st.integers(0, 2**32))
+       st.integers(0, 2**32))
 def test_nobody_gets_more_than_a_part_of_the_volume(market, participation, fill, lot, seed):
     weights, panel = market
-    bars = Bars(panel, None if seed is None else acts(panel, seed))
+    bars = Bars(panel, acts(panel, seed) if seed % 4 else None)
     *_, ledger = steps(30 * weights, bars, Costs.zero(), fill, [gross(3.0)], participation, lot)
     done = ledger.fills.set_index(["session", "symbol"])
     assert (done["shares"].abs() <= participation * panel["volume"].reindex(done.index) * (1 + 1e-12)).all()
-    if lot and len(done) and seed is None: assert (done["shares"] % lot).isin([0.0, lot]).all()
+    if lot and len(done) and seed % 4 == 0: assert (done["shares"] % lot).isin([0.0, lot]).all()
 
 
 @few
@@ -357,7 +357,8 @@ def wild(panel, days, factor=1.7, columns=("open", "high", "low", "close", "volu
 @given(st.integers(0, 2**32), st.integers(5, 38), st.sampled_from([*NEXT, "same_close"]), st.floats(0.3, 3.0))
 def test_nothing_after_a_session_changes_it(seed, i, fill, factor):
     "Prices, volumes, scores and actions to come: neither what was booked, nor what was decided at that close, knows them"
-    scores, panel, actions = raw_market(seed, n=40, m=8)
+    scores, panel, _ = raw_market(seed, n=40, m=8)
+    actions = acts(panel, seed, 0.05)
     day, later = scores.index[i], scores.index[i + 1:]
     other, doom = scores.copy(), actions[actions.index.get_level_values("session") <= day]
     other.loc[later] *= -1

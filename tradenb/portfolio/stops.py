@@ -75,12 +75,11 @@ def take_profit(
 def _best(held, price, entry, shares, traded, paid, best):
     "Entry over best close for a long position, lowest close over entry for a short, with the sign of the side"
     long, before = held > 0, shares - traded
-    added = (traded*before > 0) & ((traded > 0) == long)
-    was = (shares*entry - traded*paid)/before if added else entry
+    was = (shares*entry - traded*paid)/before if traded*before > 0 else entry # before shares were added
     then = was/best if long else -was*best # in dollars
     then = then if best*held > 0 else entry
     peak = _farther(_farther(entry, price, long), then, long)
-    ratio = entry/peak if long else -peak/entry
+    ratio = (entry if long else -peak)/(peak if long else entry)
     return ratio if (held != 0) & (price > 0) & (entry > 0) else 0.
 
 @njit(cache=True)
@@ -174,7 +173,7 @@ def _ranges(state, key, n):
     "ATR of each name, as a fraction of its close"
     before, close, unknown = state.memory.get(key), state.past("close", 2), True
     if before is not None and len(close) == 2: out, unknown = _moved_on(state, before, close, n)
-    if unknown: out = _average_range(*(state.past(column, 22*n) for column in ("high", "low", "close")), n)
+    if unknown: out = _average_range(state.past("high", 22*n), state.past("low", 22*n), state.past("close", 22*n), n)
     state.memory[key] = out
     return out
 
