@@ -172,5 +172,6 @@ def line(
     book, fills = entry.book, entry.fills
     if fills is None: fills = Fills(book.symbols, *np.zeros((3, len(book.symbols))))
     elif fills.symbols is not book.symbols: fills = fills.on(book.symbols) # names have joined since
-    told = _told(book.shares, book.marks, fills.shares, fills.price, fills.cost)
-    return Line(entry.session, *told, entry.basis, book.cash, book.nav, tuple(entry.events), fills.rejects)
+    done, shares, price, cost, held, marks = _told(book.shares, book.marks, fills.shares, fills.price, fills.cost)
+    return Line(entry.session, done, shares, price, cost, held, marks, entry.basis, book.cash, book.nav,
+                tuple(entry.events), fills.rejects)

@@ -78,14 +78,21 @@ def _ruled(rule, scores, entry, ledger, bars):
     entry.memory = _remembered(entry.memory, len(book.symbols))
     return np.asarray(weights, float)
 
+@njit(cache=True)
+def _seen(marks):
+    out = np.empty(len(marks))
+    for i in range(len(marks)): out[i] = marks[i] if marks[i] > 0 else np.nan
+    return out
+
 class _Later:
     "What a state tells if a rule asks"
     def __init__(self, book, fills, events): self.book, self.fills, self.happened = book, fills, events
     def events(self): return tuple(self.happened)
-    def price(self): return np.where(self.book.marks > 0, self.book.marks, np.nan)
+    def price(self): return _seen(self.book.marks)
     def _of(self, name):
         fills, symbols = self.fills, self.book.symbols
-        return np.zeros(len(symbols)) if fills is None else getattr(fills.on(symbols), name)
+        if fills is None: return np.zeros(len(symbols))
+        return getattr(fills if fills.symbols is symbols else fills.on(symbols), name)
     def traded(self): return self._of("shares")
     def paid(self): return self._of("price")
     def cost(self): return self._of("cost")
@@ -115,7 +122,7 @@ def _remembered(memory, n):
     kept = {}
     for key, value in memory.items():
         if type(value) is np.ndarray:
-            if value.shape == (n,) and value.dtype == float: kept[key] = value
+            if value.shape == (n,) and value.dtype is _FLOAT: kept[key] = value
             else: kept[key] = _column(key, value, n)
             continue
         try: kept[key] = _plain(value)
@@ -123,6 +130,8 @@ def _remembered(memory, n):
             raise ValueError(f"memory[{key!r}] is a {type(value).__name__} and cannot be written ({e}); "
                              "remember numbers, text, lists, dicts, or float arrays aligned with state.symbols") from e
     return kept
+
+_FLOAT = np.dtype(float)
 
 def _column(key, value, n):
     if value.shape == (n,): return value.astype(float)
