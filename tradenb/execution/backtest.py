@@ -37,7 +37,7 @@ def run(
     matrix, rows = _check_weights(weights, bars), weights.index.get_indexer(bars.sessions)
     ledger, broker, rule = Ledger(cash), Sim(bars, costs, participation), composed(rules)
     first = 0 if start is None else bars.row(pd.Timestamp(start))
-    for session, i in zip(bars.sessions[first:], rows[first:], strict=True):
+    for session, i in zip(bars.days[first:], rows[first:], strict=True):
         scores = _Row(weights.columns, matrix[i]) if i >= 0 else None
         step(ledger, session, bars, scores, broker, rule, fill, lot)
     return ledger

@@ -43,8 +43,8 @@ class _Market:
         self.sessions, self.symbols, self._panel = close.index, close.columns, panel
         self._wide:dict[str, np.ndarray] = {"close": _padded(close)}
         self._broken:dict[str, list] = {}
-        self._days = self.sessions.tolist()
-        self._row = {day: i for i, day in enumerate(self._days)}
+        self.days:list[pd.Timestamp] = self.sessions.tolist()
+        self._row = {day: i for i, day in enumerate(self.days)}
         self.actions = Actions(actions) if isinstance(actions, pd.DataFrame) else actions
         self._now:tuple = None, 0               # which session was asked for last
         self._names:Sequence | np.ndarray = ()  # who was asked for last, and where they are
@@ -61,13 +61,13 @@ class _Market:
         if session in self._row:
             self._now = session, self._row[session]
             return self._now[1]
-        raise ValueError(f"no bars for {session:%Y-%m-%d}: they run from {self._days[0]:%Y-%m-%d} "
-                         f"to {self._days[-1]:%Y-%m-%d}; update the store, or step another session")
+        raise ValueError(f"no bars for {session:%Y-%m-%d}: they run from {self.days[0]:%Y-%m-%d} "
+                         f"to {self.days[-1]:%Y-%m-%d}; update the store, or step another session")
 
     def before(self, session:pd.Timestamp)->pd.Timestamp | None:
         "The market's session before this one"
         i = self.row(session)
-        return self._days[i-1] if i else None
+        return self.days[i-1] if i else None
 
 # %% ../../nbs/execution/bars.ipynb #1a95c789
 class _Prices(_Market):

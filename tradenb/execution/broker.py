@@ -11,6 +11,7 @@ from math import isfinite
 
 import numpy as np
 import pandas as pd
+from numba import njit
 
 from .bars import Bars
 from .costs import Costs
@@ -125,12 +126,23 @@ class Sim:
         "What was done, by the names of the orders"
         quoted, price = _prices(self.bars, orders, session)
         shares, why = orders.shares, ()
-        if self._strict or not isfinite(shares @ price): # nothing is missing on most days, and one product knows
+        paid, traded, whole = _paid(shares, price)
+        if self._strict or not whole: # nothing is missing on most days
             shares, why = _bounded(self, orders, session, quoted, price)
-        price = np.where(shares != 0, price, 0.)
-        return Fills(orders.symbols, shares, price, _bill(self, orders, session, shares*price), why)
+            paid, traded, _ = _paid(shares, price)
+        return Fills(orders.symbols, shares, paid, _bill(self, orders, session, traded), why)
 
 # %% ../../nbs/execution/broker.ipynb #4fcdd86f
+@njit(cache=True)
+def _paid(shares, price):
+    "Prices of what is traded, dollars, and whether every order has a price"
+    paid, traded, whole = np.zeros(len(shares)), np.zeros(len(shares)), True
+    for i in range(len(shares)):
+        if shares[i] == 0: continue
+        paid[i], traded[i] = price[i], shares[i]*price[i]
+        whole = whole and np.isfinite(traded[i])
+    return paid, traded, whole
+
 def _as_asked(asked, shares):
     "Is every order finite, and filled to the last share?"
     return isfinite(np.add.reduce(asked)) and asked.tobytes() == shares.tobytes()

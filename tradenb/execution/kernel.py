@@ -8,6 +8,7 @@ __all__ = ['step', 'composed']
 # %% ../../nbs/execution/kernel.ipynb #73fae4ee
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,16 @@ def _trade(entry, target, at, bars, broker, lot):
     book, session = entry.book, entry.session
     prices = bars.price(session, "open" if at == "twap" else at, book.symbols, target, book.shares)
     orders = orders_to(target, book.shares, book.worth(prices), prices, book.symbols, lot, at)
-    entry.trade(broker.trade(orders, session).on(book.symbols), orders.nav)
+    fills = broker.trade(orders, session).on(book.symbols)
+    if len(lost := _unpriced(target, book.shares, prices)):
+        why = tuple((str(name), "no bar: halted or delisted") for name in book.symbols[lost])
+        fills = replace(fills, rejects=(*fills.rejects, *why))
+    entry.trade(fills, orders.nav)
+
+@njit(cache=True)
+def _unpriced(target, shares, prices):
+    "Names for which something was to be done, and no order could be sized"
+    return np.flatnonzero(np.isnan(prices) & ~np.isnan(target) & ((target != 0) | (shares != 0)))
 
 # %% ../../nbs/execution/kernel.ipynb #c509a00b
 def _decide(entry, ledger, bars, scores, rule):
@@ -122,7 +132,7 @@ def _remembered(memory, n):
     kept = {}
     for key, value in memory.items():
         if type(value) is np.ndarray:
-            if value.shape == (n,) and value.dtype is _FLOAT: kept[key] = value
+            if value.shape == (n,) and value.dtype.char == "d": kept[key] = value
             else: kept[key] = _column(key, value, n)
             continue
         try: kept[key] = _plain(value)
@@ -130,8 +140,6 @@ def _remembered(memory, n):
             raise ValueError(f"memory[{key!r}] is a {type(value).__name__} and cannot be written ({e}); "
                              "remember numbers, text, lists, dicts, or float arrays aligned with state.symbols") from e
     return kept
-
-_FLOAT = np.dtype(float)
 
 def _column(key, value, n):
     if value.shape == (n,): return value.astype(float)
@@ -150,7 +158,7 @@ def step(
     lot:float | None=None,        # smallest tradable number of shares, None: fractional
 )->Ledger:                        # the same ledger, with this session booked
     "The account, one session later"
-    session = pd.Timestamp(session)
+    if not isinstance(session, pd.Timestamp): session = pd.Timestamp(session)
     if session in ledger: return ledger
     if fill not in _TRADED: raise ValueError(f"fill is {fill!r}; it is one of {', '.join(_TRADED)}")
     if isinstance(bars, pd.DataFrame): bars = Bars(bars)
@@ -171,7 +179,7 @@ def composed(rules): # one rule of a list
 
 # %% ../../nbs/execution/kernel.ipynb #d54ec3ab
 def _check_next(ledger, session, bars):
-    before = bars.before(session)
-    if ledger.last and before and before > ledger.last.session:
+    if not ledger.last or (before := bars.before(session)) is ledger.last.session: return
+    if before and before > ledger.last.session:
         raise ValueError(f"{session:%Y-%m-%d} skips {before:%Y-%m-%d}: the ledger's last session is "
                          f"{ledger.last.session:%Y-%m-%d}; step through every session in turn")

@@ -108,7 +108,7 @@ class _Booking(_Aligned):
         "A draft for the next session"
         _in_turn(self, session, fill)
         last = self.last.memory if self.last else {}
-        memory = {k: v.copy() if isinstance(v, _COPIED) else v for k, v in last.items()}
+        memory = {k: v.copy() if type(v) in _COPIED else v for k, v in last.items()}
         return Entry(session, self.book, fill, memory=memory)
 
     def append(self, entry:Entry):
@@ -147,11 +147,11 @@ class Ledger(_Booking):
 _COPIED = np.ndarray, dict, list
 
 def _in_turn(ledger, session, fill):
-    last = ledger.last
-    if last and not session > last.session:
+    if (last := ledger.last) is None: return
+    if not session > last.session:
         raise ValueError(f"{session:%Y-%m-%d} is not after the ledger's last session {last.session:%Y-%m-%d}; "
                          "what is booked stays: step in order, or open another folder")
-    if last and fill != last.fill:
+    if fill != last.fill:
         raise ValueError(f"this ledger fills {last.fill!r}, was asked for {fill!r} on {session:%Y-%m-%d}; "
                          "one account has one convention: open another folder for the other")
 
