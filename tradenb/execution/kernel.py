@@ -174,7 +174,10 @@ def step(
         entry.pending = None
     return ledger.append(entry)
 
-def composed(rules): # one rule of a list
+def composed(
+    rules:Callable | Sequence[Callable], # one, several, or none
+)->Callable | Sequence[Callable]:        # one; what was none stays empty
+    "One rule of what was given"
     return rules if callable(rules) or not rules else compose(rules)
 
 # %% ../../nbs/execution/kernel.ipynb #d54ec3ab
