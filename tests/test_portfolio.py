@@ -185,6 +185,7 @@ def test_state_by_default_is_an_account_in_cash():
     state = State(None, pd.Index(["A", "B"]))
     assert (state.held.tolist(), len(state.returns), state.nav, state.memory) == ([0., 0.], 0, 1., {})
     with pytest.raises(ValueError, match="one each"): State(None, ["A", "B"], held=[1.])
+    with pytest.raises(AttributeError): state.nav = 2.
 
 def test_rules_say_what_they_are():
     assert repr(filter_negative(k=5)) == "filter_negative(k=5, long=0.65, short=-0.35)"

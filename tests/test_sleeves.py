@@ -12,7 +12,7 @@ from tradenb.execution.broker import Sim
 from tradenb.execution.costs import Costs
 from tradenb.execution.ledger import Ledger
 from tradenb.execution.trace import day, trace
-from tradenb.portfolio.rules import Rule, compose, rule
+from tradenb.portfolio.rules import compose, rule
 from tradenb.portfolio.sizing import gross, volatility_target
 from tradenb.portfolio.sleeves import Sleeve, _share_out, attribution, scored, sleeves
 from tradenb.portfolio.stops import stop_loss
@@ -181,24 +181,6 @@ def test_the_order_of_names_and_of_sleeves_changes_nothing():
 
 # What happens without a trade
 
-class Telling(Ledger):
-    "An account whose last draft can be looked at"
-    def entry(self, *args):
-        self.draft = super().entry(*args)
-        return self.draft
-
-
-def told_of_events(parts, ledger):
-    "Sleeves that see the session's events"
-    inner = sleeves(parts)
-    def tell(ask):
-        def asked(weights, state):
-            state.events = ledger.draft.events
-            return ask(weights, state)
-        return asked
-    return Rule(tell(inner.apply), "sleeves", inner.params, limits=tell(inner.limits))
-
-
 def eventful(seed=5, n=12):
     "Raw prices with a split, dividends and a delisting"
     panel, scores = market(seed, n, 4)
@@ -212,20 +194,18 @@ def eventful(seed=5, n=12):
     return panel[~((sessions >= days[8]) & (symbols == names[2]))], actions, scores
 
 
-@pytest.mark.parametrize("tell", [True, False])
-def test_splits_dividends_and_delistings_find_their_sleeve(tell):
+def test_splits_dividends_and_delistings_find_their_sleeve():
     panel, actions, scores = eventful()
     bars, costs = Bars(panel, actions), Costs.realistic(debit=0.0)
     other = -scores.iloc[:, ::-1].set_axis(scores.columns, axis=1)
     parts = {"up": Sleeve([as_scored(), gross(1.0)], 0.5), "down": Sleeve([as_scored(), gross(1.0)], 0.4, other)}
-    ledger = Telling(100_000)
-    rules = told_of_events(parts, ledger) if tell else sleeves(parts)
+    ledger, rules = Ledger(100_000), sleeves(parts)
     for session in bars.sessions: step(ledger, session, bars, scores.loc[session], Sim(bars, costs), rules)
     assert {"split", "dividend", "delisting", "borrow"} <= {*ledger.events["kind"]}
     told = attribution(ledger)
     assert told["pnl"].groupby(level="session").sum()[1:].to_numpy() == pytest.approx(ledger.nav.diff()[1:].to_numpy(), abs=0.005)
     assert sum(ledger.last.memory[f"sleeves:{k}:shares"] for k in parts) == pytest.approx(ledger.book.shares, abs=1e-6)
-    if tell: assert told.xs("account", level="sleeve")["pnl"].abs().max() < 0.0005
+    assert told.xs("account", level="sleeve")["pnl"].abs().max() < 0.0005
 
 
 def test_a_sleeve_is_let_go_by_name():

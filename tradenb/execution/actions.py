@@ -176,6 +176,14 @@ def carry(
 _KINDS = {"split": 1., "dividend": 0., "delisting": np.nan} # and what is none
 
 # %% ../../nbs/execution/actions.ipynb #a2833748
+def _possible(kind, told):
+    "Raise if a company cannot have done that"
+    for (day, name), value in told[~((told > 0) | (told == 0) & (kind != "split")) | np.isinf(told)].items():
+        law = "above zero, new shares for one old" if kind == "split" else "zero or more dollars a share"
+        raise ValueError(f"the {kind} of {name} on {day:%Y-%m-%d} is {value:g}; it is {law}: mend that row, or leave "
+                         "the name out (was it read from an adj_close that is broken there?)")
+
+# %% ../../nbs/execution/actions.ipynb #a6e4c634
 class Actions:
     "Splits, dividends and delistings of a market, by ex-date"
     def __init__(self,
@@ -189,6 +197,7 @@ class Actions:
         self._on:dict[pd.Timestamp, dict[str, tuple[list, list]]] = {}
         for kind, none in _KINDS.items():
             told = frame[kind].dropna() if kind in frame else frame.iloc[:0, 0]
+            _possible(kind, told)
             for day, rows in told[told != none].groupby(level="session"):
                 symbols = rows.index.get_level_values("symbol")
                 self._on.setdefault(day, {})[kind] = symbols.tolist(), rows.tolist()

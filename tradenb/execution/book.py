@@ -15,6 +15,7 @@ import pandas as pd
 from numba import njit
 
 from .actions import Event
+from .costs import Ruined
 from .orders import Fills, Orders
 
 # %% ../../nbs/execution/book.ipynb #ebd908b9
@@ -39,7 +40,7 @@ def orders_to(
     at:str="open",      # the auction to trade in
 )->Orders:
     "What to trade so that the account holds `target`"
-    if not nav > 0: raise ValueError(f"NAV is {nav:,.2f}, which no weight can be a part of; lower the gross exposure")
+    if not nav > 0: raise Ruined(f"NAV is {nav:,.2f}, which no weight can be a part of; lower the gross exposure")
     return Orders(symbols, _asked(target, held, nav, prices, lot or 0.), nav, at, held=held)
 
 # %% ../../nbs/execution/book.ipynb #60e3107b
@@ -71,7 +72,7 @@ def _after(shares, marks, entry, done, price, cost):
     return now, at, opened, spent, paid
 
 # %% ../../nbs/execution/book.ipynb #7e9e32df
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Book:
     "Cash, shares, and the price at which each was last seen"
     symbols:np.ndarray # str, in the order in which the account met them
@@ -137,7 +138,7 @@ class Entry:
         self.events += done[1]
 
 # %% ../../nbs/execution/book.ipynb #fab7c219
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Line:
     "What the ledger keeps of one entry; names by their position"
     session:pd.Timestamp

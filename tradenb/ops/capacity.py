@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..execution.backtest import run
 from ..execution.bars import Bars
-from ..execution.costs import Costs
+from ..execution.costs import Costs, Ruined
 from ..execution.ledger import Ledger
 from ..validation.metrics import YEAR, intervals
 
@@ -33,8 +33,17 @@ def capacity(
     if not len(capitals) or not all(0 < c < np.inf for c in capitals):
         raise ValueError(f"capitals are dollars above 0, were {list(capitals)}")
     def account(cash): return run(scores, bars, costs, rules=rules, cash=cash, start=scores.index[0], **how)
-    rows = {float(c): _asked(account(float(c)), bars) for c in sorted(capitals)}
-    return pd.DataFrame.from_dict(rows, "index").rename_axis("capital")
+    rows = {c: _row(account, c, bars) for c in sorted(map(float, capitals))}
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis("capital")
+    return table.reindex(columns=_COLUMNS)
+
+_COLUMNS = ["sharpe", "low", "high", "gross", "cost", "ret", "dollars", "share", "share_95", "over"]
+
+# %% ../../nbs/ops/capacity.ipynb #66fc2837
+def _row(account, capital, bars)->dict:
+    "What an account of that size has to say; one that its own trades have ruined has lost everything"
+    try: return _asked(account(capital), bars)
+    except Ruined: return {"ret": -1., "dollars": -capital}
 
 # %% ../../nbs/ops/capacity.ipynb #4a1ffe6d
 def _asked(ledger, bars)->dict:
@@ -105,6 +114,8 @@ def in_words(
 )->str:
     "What the curve says, in a sentence or two"
     first, where = table.iloc[0], limits(table)
+    if table["sharpe"].isna().all():
+        return f"There is no capacity: the smallest account, {_usd(table.index[0])}, is ruined by its own trades."
     if not first["sharpe"] > 0:
         return (f"There is no capacity to speak of: the smallest account, {_usd(table.index[0])}, makes "
                 f"{first['gross']:+.1%} a year before costs and {first['ret']:+.1%} after them.")

@@ -30,12 +30,12 @@ class State:
         events:Sequence=(),    # what befell the shares before this session opened: splits, dividends, nights
         **by_name:Any,         # price, shares, entry, traded, paid, cost, (symbols,)
     ):
-        self.session, self.symbols, self.nav = session, np.asarray(symbols), nav
-        self.returns = np.zeros(0) if returns is None else np.asarray(returns, float)
-        self.memory, self.history, self.events = {} if memory is None else memory, history, tuple(events)
+        names, told = np.asarray(symbols), dict(by_name, held=held)
+        self.__dict__.update(session=session, symbols=names, nav=nav, history=history, events=tuple(events),
+                             returns=np.zeros(0) if returns is None else np.asarray(returns, float),
+                             memory={} if memory is None else memory)
         if odd := sorted({*by_name} - {*_BY_NAME}): raise TypeError(f"a State has no {odd[0]}; it has {[*_BY_NAME]}")
-        for key, empty in _BY_NAME.items():
-            setattr(self, key, _aligned(key, held if key == "held" else by_name.get(key), empty, len(self.symbols)))
+        self.__dict__.update({k: _aligned(k, told.get(k), none, len(names)) for k, none in _BY_NAME.items()})
 
     def past(self,
         column:str,   # a column of the bars, or "return": close to close with dividends
@@ -50,6 +50,9 @@ class State:
         self = cls.__new__(cls)
         self.__dict__.update(fields)
         return self
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"a State is what was so, and {name} stays; what a rule remembers goes into state.memory")
 
     def __getattr__(self, name): # what `seen` was told to find out when it is asked for
         found = getattr(self.__dict__.get("later"), name, None)

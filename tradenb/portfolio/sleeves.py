@@ -268,7 +268,7 @@ _STRANGE = ("the account has {:g} shares of {} on {:%Y-%m-%d} that no sleeve bou
 # %% ../../nbs/portfolio/sleeves.ipynb #eced33d4
 def _night(q, value, state, key):
     "Cash that came without a trade, by sleeve"
-    events = getattr(state, "events", None) or ()
+    events = state.events
     cash = _befall(q, events, {s: i for i, s in enumerate(state.symbols.tolist())} if events else {})
     before = state.shares - state.traded
     odd, crossed = _match(q, value, before, cash)
@@ -284,7 +284,8 @@ def _ask(desk, key, scores, account, q, opened, deals, cost):
     under, memory, capital = f"{key}.{desk.name}.", account.memory, desk.budget*account.nav
     held = _zero(q*account.price)/capital
     own = State.seen(session=account.session, symbols=account.symbols, held=held, nav=capital, shares=q,
-                     returns=desk.past.returns, history=account.history, price=account.price, traded=deals,
+                     events=account.events, returns=desk.past.returns, history=account.history,
+                     price=account.price, traded=deals,
                      paid=np.where(deals != 0, np.where(account.paid > 0, account.paid, account.price), 0.), cost=cost,
                      entry=np.divide(opened, q, out=np.full(len(q), np.nan), where=q != 0),
                      memory={k[len(under):]: v for k, v in memory.items() if k.startswith(under)})
