@@ -1,11 +1,11 @@
 # tradenb: `make daily` runs one day on real prices, `make test` runs everything that guards it. `make help` lists the rest.
 VENV    ?= .venv
-RECIPE  ?= recipes/ranker.yml
+RECIPE  ?= recipes/baseline.yml
 SESSION ?=
 BIN     := $(VENV)/bin
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
-EVERYTHING := demo,dev,vendors,postgres,oracles,dask,ray
+EVERYTHING := demo,dev,vendors,postgres,oracles,dask,ray,nets,catboost,search,onnx
 NEEDS   := settings.ini setup.py constraints.txt
 export PYTHONDONTWRITEBYTECODE ?=
 

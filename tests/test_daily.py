@@ -47,7 +47,7 @@ def test_sessions_one_by_one_with_the_disk_between_equal_the_loop(small, tmp_pat
 @pytest.mark.whole
 def test_sixty_real_sessions_through_the_day_equal_the_backtest(root, tmp_path):
     pytest.importorskip("arch")   # the demo's packages are there
-    r = load(root/"recipes"/"ranker.yml")
+    r = load(root/"recipes"/"baseline.yml")
     day(r, tmp_path)
     paper = ledger_of(r, tmp_path)
     market = gather(r, tmp_path, update=False)

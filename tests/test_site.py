@@ -38,7 +38,7 @@ def _report(path, error=False, html=None):
     nb = new_notebook(cells=[new_markdown_cell("# Daily <b>\n\n> What to do tonight."),
                              new_markdown_cell("## Data\n\n$$\\widehat{SR} = \\frac{\\bar r}{\\hat\\sigma}\\sqrt{252}" + " + x_{t}" * 30 + "$$"),
                              new_code_cell("load()", outputs=outputs)])
-    nb.metadata.papermill = {"parameters": {"recipe": "recipes/ranker.yml", "session": "2018-02-07"}}
+    nb.metadata.papermill = {"parameters": {"recipe": "recipes/baseline.yml", "session": "2018-02-07"}}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, path)
     return path

@@ -31,14 +31,14 @@ from .ops.research_commands import COMMANDS, Backend, Jobs
 # %% ../nbs/cli.ipynb #faeee365
 app = typer.Typer(help="From market data to a strategy that is trusted enough to trade.\n\n"
                        "Start with:  tradenb daily      (one day on real prices, no key, no network)\n\n"
-                       "then:  tradenb backtest recipes/ranker.yml",
+                       "then:  tradenb backtest recipes/baseline.yml",
                   no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   context_settings={"help_option_names": ["-h", "--help"]})
 
 # %% ../nbs/cli.ipynb #031d4f75
 @app.command()
 def daily(
-    recipe:RecipePath=Path("recipes/ranker.yml"),
+    recipe:RecipePath=Path("recipes/baseline.yml"),
     session:Annotated[str | None, typer.Option(help="The evening, YYYY-MM-DD. Default: the last there is.")]=None,
     home:HomeDir=Path("var"), sets:Sets=None, simulated:Simulated=False, files:Files=None, no_page:NoPage=False,
     as_json:Annotated[bool, typer.Option("--json", help="Print the day's facts as JSON.")]=False,
@@ -65,7 +65,7 @@ def daily(
 
 # %% ../nbs/cli.ipynb #58234d00
 @app.command()
-def train(recipe:RecipePath=Path("recipes/ranker.yml"), home:HomeDir=Path("var"), sets:Sets=None,
+def train(recipe:RecipePath=Path("recipes/baseline.yml"), home:HomeDir=Path("var"), sets:Sets=None,
           simulated:Simulated=False, files:Files=None):
     "Fit tonight's model on everything that is known, and keep it. Refuses on RED data, naming what to backfill."
     from tradenb.ops.line import trained
@@ -82,7 +82,7 @@ def train(recipe:RecipePath=Path("recipes/ranker.yml"), home:HomeDir=Path("var")
 # %% ../nbs/cli.ipynb #ae53884a
 @app.command()
 def backtest(
-    recipe:RecipePath=Path("recipes/ranker.yml"),
+    recipe:RecipePath=Path("recipes/baseline.yml"),
     home:HomeDir=Path("var"), sets:Sets=None, simulated:Simulated=False, files:Files=None, no_page:NoPage=False,
     permute:Annotated[int | None, typer.Option(metavar="SEED", help="Shuffle labels within sessions: the null.")]=None,
     track:Annotated[bool, typer.Option(help="Write the run to MLflow.")]=True, jobs:Jobs=-1, backend:Backend="loky",

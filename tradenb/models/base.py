@@ -15,7 +15,9 @@ import pandas as pd
 from ..core.panel import Dataset
 from .cluster import together
 from .files import load, register, save
-from .promise import Model, clone, feature_matrix, parameters
+from .lookback import learning
+from .lookback import scored as scored_by
+from .promise import Model, clone, feature_matrix, inner, lookback, parameters
 from ..validation.splits import overlapping
 from ..validation.trials import Trials, ledger_here, rank_book
 
@@ -50,14 +52,14 @@ def _positions(p, n, what):
 # %% ../../nbs/models/base.ipynb #58422f21
 def _scored(model, ds, train, test, where):
     "Scores of one fold's test rows, by a fresh model, as an array"
-    X, fresh = ds.X.iloc[test], clone(model)
+    index, fresh = ds.X.index[test], clone(model)
     try:
-        fresh.fit(ds.take(train))
-        scores = fresh.predict(X)
+        fresh.fit(learning(ds, train, lookback(model)))
+        scores = scored_by(fresh, ds.X, test)
     except Exception as e:
-        e.add_note(f"in {where}: {len(train)} rows to learn from, tested from {X.index[0][0]:%Y-%m-%d}")
+        e.add_note(f"in {where}: {len(train)} rows to learn from, tested from {index[0][0]:%Y-%m-%d}")
         raise
-    return _honest(scores, X.index, f"{where}: {type(model).__name__}")
+    return _honest(scores, index, f"{where}: {type(model).__name__}")
 
 def _honest(scores, index, who):
     if not (isinstance(scores, pd.Series) and scores.index.equals(index)):
@@ -79,8 +81,7 @@ def _side_by_side(model, n_jobs, backend)->int:
 
 def _threads(model):
     yield getattr(model, "n_jobs", None) or 1
-    for inside in parameters(model).values():
-        if isinstance(inside, Model): yield from _threads(inside)
+    for inside in inner(model): yield from _threads(inside)
 
 # %% ../../nbs/models/base.ipynb #5f6091c0
 def _each_fold(model, ds, splitter, n_jobs, backend, progress)->tuple[list, list]:

@@ -34,7 +34,7 @@ def _usd(cents): return f"{cents/100:,.2f}"
 
 @account_app.command("show")
 def account_show(
-    recipe:RecipePath=Path("recipes/ranker.yml"),
+    recipe:RecipePath=Path("recipes/baseline.yml"),
     session:Annotated[str | None, typer.Option(help="The session, YYYY-MM-DD. Default: the last one.")]=None,
     home:HomeDir=Path("var"), sets:Sets=None, simulated:Simulated=False, files:Files=None,
 ):
@@ -59,7 +59,7 @@ def account_show(
 # %% ../../nbs/ops/account_commands.ipynb #d7ceca45
 @account_app.command("verify")
 def account_verify(
-    recipe:RecipePath=Path("recipes/ranker.yml"),
+    recipe:RecipePath=Path("recipes/baseline.yml"),
     noted:Annotated[str | None, typer.Option(help="A head that was written down elsewhere, earlier.")]=None,
     home:HomeDir=Path("var"), sets:Sets=None, simulated:Simulated=False, files:Files=None,
 ):

@@ -23,7 +23,7 @@ from ..execution.backtest import step
 from ..execution.broker import Sim
 from ..execution.ledger import Ledger
 from ..models.base import load as load_model
-from .history import by_day, data_facts, fired, ic_facts
+from .history import by_day, data_facts, fired, ic_facts, importance
 from .line import Market, bars_of, dataset, gather, known_sessions, rules_of, tonight
 from .recipe import Recipe
 from .supply import END
@@ -151,7 +151,7 @@ _ANEW = "Open a new account (daily.account in the recipe), or use a source that 
 def _scores(recipe, home, market, path):
     "Tonight's scores, made once; what is there from an interrupted run is read"
     if not path.is_file():
-        ds = dataset(recipe, market)
+        ds = dataset(recipe, market, home)
         if not len(ds.X) or ds.sessions[-1] != market.last: return None   # nobody may be scored tonight: hold
         if _too_early(recipe, ds): return None
         made, by = tonight(recipe, ds, home)
@@ -227,7 +227,7 @@ def _model(recipe, home, folder, market, sessions):
     y = recipe.label.make("label", panel=market.panel, fill=recipe.execution.fill)["y"].reindex(scores.index).dropna()
     ics = ic(scores, y) if len(y) and y.index.get_level_values(0).duplicated().any() else pd.Series(dtype=float)
     return {"name": recipe.model.name, "key": path.name, **seen, "ic": ic_facts(ics, recipe),
-            "importance": model.importance().to_dict()}
+            "importance": importance(model)}
 
 # %% ../../nbs/ops/daily.ipynb #463047cc
 def _facts(recipe, home, folder, ledger, market):

@@ -94,7 +94,7 @@ def data_fetch(what:What, names:Names=None, start:Start=None, end:End=None, kind
 
 # %% ../../nbs/ops/data_commands.ipynb #94c04485
 @data_app.command("audit")
-def data_audit(what:What="recipes/ranker.yml", names:Names=None, start:Start=None, end:End=None, kind:Kind="bars",
+def data_audit(what:What="recipes/baseline.yml", names:Names=None, start:Start=None, end:End=None, kind:Kind="bars",
                sets:Settings=None, home:HomeDir=Path("var"),
                simulated:Simulated=False, files:Files=None,
                page:Annotated[bool, typer.Option("--page", help="Also render the data quality report.")]=False,
@@ -104,7 +104,7 @@ def data_audit(what:What="recipes/ranker.yml", names:Names=None, start:Start=Non
     A folder of files can be audited as it lies there: `tradenb data audit path/to/folder` reads every table in it.
     """
     over = choices(sets, simulated, files)
-    if Path(what).is_dir(): return _quality("recipes/ranker.yml", [], home, Path(what).name, False, files=what)
+    if Path(what).is_dir(): return _quality("recipes/baseline.yml", [], home, Path(what).name, False, files=what)
     from tradenb.ops.supply import judged, supply
     from tradenb.ops.terminal import audit_table
     d = _wanted(home, what, names, start, end, over)
@@ -112,7 +112,7 @@ def data_audit(what:What="recipes/ranker.yml", names:Names=None, start:Start=Non
     console.print(audit_table(found))
     if page or other:
         if not what.endswith((".yml", ".yaml")):
-            raise ValueError("--page wants a recipe: tradenb data audit recipes/ranker.yml --page")
+            raise ValueError("--page wants a recipe: tradenb data audit recipes/baseline.yml --page")
         against = {"other": str(other.resolve())} if other else {}
         _quality(what, over, home, Path(what).stem, str(d.settings.get("universe")) == "simulated", **against)
     if found.status == "RED": raise typer.Exit(3)
@@ -124,7 +124,7 @@ def _quality(recipe, over, home, place, simulated, **told):
 
 # %% ../../nbs/ops/data_commands.ipynb #3287f32a
 @data_app.command("backfill")
-def data_backfill(what:What="recipes/ranker.yml", names:Names=None, start:Start=None, end:End=None,
+def data_backfill(what:What="recipes/baseline.yml", names:Names=None, start:Start=None, end:End=None,
                   sets:Settings=None, home:HomeDir=Path("var"), simulated:Simulated=False, files:Files=None):
     "Ask again for what the audit found missing or broken, and audit again. Exits with 3 if it is still RED."
     from tradenb.ops.supply import backfill

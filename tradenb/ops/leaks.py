@@ -47,7 +47,7 @@ class _Sample:
         "From prints to a dataset, as `ops.line` goes"
         d = self.recipe.data
         panel, ok = adjusted(bars, d.convention, "first"), eligible(bars, **d.quarantine)
-        return dataset(self.recipe, replace(self.market, panel=panel, macro=macro, eligible=ok))
+        return dataset(self.recipe, replace(self.market, panel=panel, macro=macro, eligible=ok), self.home)
 
 def _sampled(recipe, home, market, n, names):
     rng, all_ = np.random.default_rng(recipe.seed), market.panel.index.unique("symbol")

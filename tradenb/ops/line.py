@@ -27,9 +27,13 @@ from ..data.store import fingerprint
 from ..execution.backtest import run
 from ..execution.bars import Bars
 from ..execution.ledger import Ledger
-from ..models.base import clone, out_of_fold, out_of_fold_paths, parameters, save
+from ..models.base import clone, out_of_fold, out_of_fold_paths, save
 from ..models.base import load as load_model
-from .recipe import Data, Macro, Recipe, named, wants_sectors
+from ..models.files import describe
+from ..models.lookback import learning
+from ..models.promise import counted, lookback
+from .recipe import Data, Macro, Recipe
+from .names import named, seeded, wants_sectors
 from .supply import END, expected, listings, store_of, supply
 from .supply import named as renamed
 from ..validation.trials import Trials
@@ -140,18 +144,29 @@ def bars_of(
 def dataset(
     recipe:Recipe,    # features and label
     market:Market,    # what is known
+    home:str | Path="var", # where the models of a recipe's sleeves are kept
 )->Dataset:           # every row that may be scored; label NaN and known_at NaT where it is not known yet
     "Features with labels, on one index"
     given = {"panel": market.panel, "macro": market.macro}
-    families = [_family(step, given) for step in recipe.features]
+    families = [*([_sleeves(recipe, market, home)] if recipe.sleeves else []),
+                *(_family(step, given) for step in recipe.features)]
     X = pd.concat(families, axis=1)
-    X = X[market.eligible.reindex(X.index, fill_value=False) & families[0].notna().all(axis=1)]
+    if recipe.sleeves: X = X.reindex(families[0].index) # where no sleeve has a score there is nothing to weigh
+    there = families[0].notna().any(axis=1) if recipe.sleeves else families[0].notna().all(axis=1)
+    X = X[market.eligible.reindex(X.index, fill_value=False) & there.reindex(X.index)]
     label = recipe.label.make("label", panel=market.panel, fill=recipe.execution.fill).reindex(X.index)
     return Dataset(X, label["y"], pd.Series(1., X.index), label["known_at"].astype("datetime64[us]"))
 
 def _family(step, given):
     takes = inspect.signature(named("features", step.name)).parameters
     return step.make("features", **{k: v for k, v in given.items() if k in takes})
+
+def _sleeves(recipe, market, home)->pd.DataFrame:
+    "Scores of the sleeves, a column each; every one made out of fold, by the splitter of the recipe that asks"
+    asked = {name: of.model_copy(update={"split": recipe.split}) for name, of in recipe.of_sleeves.items()}
+    each = {name: score(of, dataset(of, market, home), home, trials=None) for name, of in asked.items()}
+    mean = {name: s.mean(axis=1) if isinstance(s, pd.DataFrame) else s for name, s in each.items()}
+    return pd.concat(mean, axis=1, sort=True).rename_axis(["session", "symbol"])
 
 # %% ../../nbs/ops/line.ipynb #ddea7130
 class Remembered:
@@ -164,8 +179,10 @@ class Remembered:
 
     def weighed(self, ds):
         "The training rows with their weights"
-        w = prod((step.make("weights", events=ds.known_at) for step in self.weights), start=ds.w)
-        return Dataset(ds.X, ds.y, w.rename("w"), ds.known_at) if self.weights else ds
+        if not self.weights: return ds
+        rows = counted(ds) # those that only fill a window keep their weight of 0
+        w = prod((step.make("weights", events=rows.known_at) for step in self.weights), start=rows.w)
+        return Dataset(ds.X, ds.y, w.reindex(ds.X.index, fill_value=0.).rename("w"), ds.known_at)
 
     def fit(self, ds):
         ds = self.weighed(ds)
@@ -182,7 +199,7 @@ class Remembered:
 
     def _key(self, ds):
         kind, h = type(self.model).__name__, hashlib.blake2b(digest_size=10)
-        h.update(json.dumps([kind, parameters(self.model), list(ds.X.columns)], sort_keys=True, default=str).encode())
+        h.update(json.dumps([describe(self.model), list(ds.X.columns)], sort_keys=True, default=str).encode())
         for a in (ds.X, ds.y, ds.w): h.update(np.ascontiguousarray(a.to_numpy(float)).tobytes())
         return f"{kind.lower()}-{h.hexdigest()}"
 
@@ -192,10 +209,7 @@ def learner(
     home:str | Path, # fitted models are kept here
 )->Remembered:
     "The recipe's model, remembered"
-    model = recipe.model.make("model")
-    drawn = "seed" in parameters(model) and "seed" not in recipe.model.args
-    model = recipe.model.make("model", seed=recipe.seed) if drawn else model
-    return Remembered(model, Path(home)/"models", tuple(recipe.weights))
+    return Remembered(seeded(recipe.model, recipe.seed).make("model"), Path(home)/"models", tuple(recipe.weights))
 
 # %% ../../nbs/ops/line.ipynb #92a3a241
 def last_training(
@@ -203,7 +217,9 @@ def last_training(
     ds:Dataset,    # every row that may be scored
 )->Dataset:        # the rows that the last fold learns from
     "What tonight's model may learn from"
-    return ds.take(_last_fold(recipe.split.make("split"), ds)[0])
+    return _learning(recipe, ds, _last_fold(recipe.split.make("split"), ds)[0])
+
+def _learning(recipe, ds, rows): return learning(ds, rows, lookback(recipe.model.make("model")))
 
 def _last_fold(splitter, ds):
     "Positions of what tonight's model learns from, and of tonight's rows; cross-validation leaves nothing known out"
@@ -220,7 +236,7 @@ def trained(
 )->tuple[Market, Dataset, Remembered]: # what was known, what was learnt from, and the fitted model
     "Tonight's model; a RED audit stops it"
     market = gather(recipe, home, progress=progress)
-    ds = last_training(recipe, dataset(recipe, market))
+    ds = last_training(recipe, dataset(recipe, market, home))
     return market, ds, learner(recipe, home).fit(ds)
 
 # %% ../../nbs/ops/line.ipynb #2dd9524a
@@ -257,7 +273,7 @@ def tonight(
     by, fold = learner(recipe, home), _Tonight(recipe.split.make("split"))
     scores = out_of_fold(by, ds, fold, trials=None) # no label is known, there is nothing to judge
     (train, _), = fold.split(ds)
-    return scores, by.folder/by.key(ds.take(train))
+    return scores, by.folder/by.key(_learning(recipe, ds, train))
 
 # %% ../../nbs/ops/line.ipynb #45365ff0
 def account(

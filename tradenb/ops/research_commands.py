@@ -16,7 +16,7 @@ from .console import Files, HomeDir, NoPage, RecipePath, Sets, Simulated, begin,
 from .console import show_page
 
 # %% ../../nbs/ops/research_commands.ipynb #51935cda
-def audit(recipe:RecipePath=Path("recipes/ranker.yml"), home:HomeDir=Path("var"), sets:Sets=None,
+def audit(recipe:RecipePath=Path("recipes/baseline.yml"), home:HomeDir=Path("var"), sets:Sets=None,
           simulated:Simulated=False, files:Files=None,
           cuts:Annotated[int, typer.Option(help="Evenings at which the future is cut off and rewritten.")]=12):
     """Look for leaks: does anything in this recipe know the future?
@@ -49,14 +49,14 @@ def grid_of(
 
 # %% ../../nbs/ops/research_commands.ipynb #0d326313
 def sweep(
-    recipe:RecipePath=Path("recipes/ranker.yml"),
+    recipe:RecipePath=Path("recipes/baseline.yml"),
     grid:Annotated[list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2", help="May be repeated.")]=None,
     home:HomeDir=Path("var"), sets:Sets=None, simulated:Simulated=False, files:Files=None,
     jobs:Jobs=1, backend:Backend="loky",
 ):
     """Backtest a recipe at every point of a grid, and judge the best as the best of so many.
 
-    tradenb sweep recipes/ranker.yml --grid model.xgboost.max_depth=2,4,6 --grid label.forward_return.k=1,5
+    tradenb sweep recipes/baseline.yml --grid model.xgboost.max_depth=2,4,6 --grid label.forward_return.k=1,5
 
     Every point is a trial on the record. A sweep that was stopped goes on where it was.
     """
@@ -95,6 +95,6 @@ def trials(home:HomeDir=Path("var"), last:Annotated[int, typer.Option(help="Line
     begin(home)
     found = all_of(home)
     if len(found): console.print(trials_table(found, last))
-    else: console.print(f"nothing was scored in {home} yet; tradenb backtest recipes/ranker.yml is a beginning")
+    else: console.print(f"nothing was scored in {home} yet; tradenb backtest recipes/baseline.yml is a beginning")
 
 COMMANDS = (audit, sweep, compare, trials)
