@@ -26,7 +26,9 @@ from .ops.console import Files, HomeDir, NoPage, RecipePath, Sets, Simulated, ad
 from .ops.console import show_page
 from .ops.account_commands import account_app
 from .ops.data_commands import data_app
+from .ops.model_commands import COMMANDS as MODEL_COMMANDS
 from .ops.research_commands import COMMANDS, Backend, Jobs
+from .ops.search_command import COMMANDS as SEARCH_COMMANDS
 
 # %% ../nbs/cli.ipynb #faeee365
 app = typer.Typer(help="From market data to a strategy that is trusted enough to trade.\n\n"
@@ -45,16 +47,19 @@ def daily(
 ):
     """Run one day: fetch, audit, score, decide, fill what was decided yesterday, report.
 
+    It follows the champion of that name, if there is one; a recipe that was never promoted runs in shadow, on paper.
     Running it again for the same session changes nothing. For a later session it continues the same paper account,
     and a run that was killed is taken up where it stopped. A new account opens some sessions back (the recipe says
     how many) and catches up.
     """
     from tradenb.ops.daily import day
+    from tradenb.ops.in_force import in_force
     from tradenb.ops.recipe import load
     from tradenb.ops.terminal import day_table
     over = choices(sets, simulated, files)
     r = begin(home, lambda: load(recipe, over))
-    facts = day(r, home, session, progress=not as_json)
+    now = in_force(r, home)
+    facts = {**day(now.recipe, home, session, progress=not as_json), "standing": now.standing, "standing_said": now.said}
     if as_json: typer.echo(json.dumps(facts, indent=1))
     else: console.print(day_table(facts))
     if facts["data"]["status"] == "RED": raise typer.Exit(3)
@@ -68,15 +73,19 @@ def daily(
 def train(recipe:RecipePath=Path("recipes/baseline.yml"), home:HomeDir=Path("var"), sets:Sets=None,
           simulated:Simulated=False, files:Files=None):
     "Fit tonight's model on everything that is known, and keep it. Refuses on RED data, naming what to backfill."
+    from tradenb.models.promise import counted
+    from tradenb.ops.history import importance
     from tradenb.ops.line import trained
     from tradenb.ops.recipe import load
     r = begin(home, lambda: load(recipe, choices(sets, simulated, files)))
     market, ds, fitted = trained(r, home, progress=sys.stderr.isatty())
-    top = fitted.model_.importance().sort_values(ascending=False).head(5)
+    top = importance(fitted.model_)
     console.print(f"data    {market.audit.summary()}", highlight=False)
+    ds = counted(ds)
     console.print(f"learnt  {len(ds.X):,} labels, {ds.sessions[0]:%Y-%m-%d} to {ds.sessions[-1]:%Y-%m-%d}, "
                   f"known by {ds.known_at.max():%Y-%m-%d}", highlight=False)
-    console.print(f"model   {r.model.name}: {', '.join(f'{n} {v:.0%}' for n, v in top.items())}", highlight=False)
+    said = ", ".join(f"{n} {v:.0%}" for n, v in list(top.items())[:5]) or "no importance of features in this family"
+    console.print(f"model   {r.model.name}: {said}", highlight=False)
     console.print(f"kept    {fitted.at_}", highlight=False, soft_wrap=True)
 
 # %% ../nbs/cli.ipynb #ae53884a
@@ -108,7 +117,7 @@ def backtest(
     if track: tracked(done, home, page)
 
 # %% ../nbs/cli.ipynb #66814452
-for command in COMMANDS: app.command()(command)
+for command in (*COMMANDS, *SEARCH_COMMANDS, *MODEL_COMMANDS): app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(account_app, name="account")
 
@@ -147,6 +156,9 @@ def examined()->list[tuple[str, bool, str]]:
     out += [_vendor(name) for name in ("polygon", "alpha_vantage", "alpaca", "yfinance", "fmp", "fred", "cboe")]
     out += [(f"--backend {p}", has(q)[0], has(q)[1] if has(q)[0] else f"pip install 'tradenb[{p}]'")
             for p, q in (("dask", "distributed"), ("ray", "ray"))]
+    out += [(what, *(has(p) if has(p)[0] else (False, f"pip install 'tradenb[{extra}]'"))) for what, p, extra in
+            (("LSTM, PatchTST, Mamba", "torch", "nets"), ("CatBoost", "catboost", "catboost"),
+             ("search", "optuna", "search"), ("ONNX", "onnxruntime", "onnx"))]
     return out + [("demo data", demo, "real prices, no network" if demo else "pip install 'tradenb[demo]'"),
                   ("quarto", bool(q := shutil.which("quarto")), q or "not found: the embedded renderer does it"),
                   ("real data", bool(real), told),

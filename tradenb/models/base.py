@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['label_span', 'out_of_fold', 'out_of_fold_paths', 'Model', 'clone', 'feature_matrix', 'parameters', 'load', 'register',
-           'save']
+           'save', 'conformal', 'export_onnx']
 
 # %% ../../nbs/models/base.ipynb #5361809a
 from typing import Any
@@ -14,15 +14,18 @@ import pandas as pd
 
 from ..core.panel import Dataset
 from .cluster import together
+from .conformal import conformal
 from .files import load, register, save
 from .lookback import learning
 from .lookback import scored as scored_by
+from .onnx import export_onnx
 from .promise import Model, clone, feature_matrix, inner, lookback, parameters
 from ..validation.splits import overlapping
 from ..validation.trials import Trials, ledger_here, rank_book
 
 # %% ../../nbs/models/base.ipynb #5cd82f5d
-_all_ = ["Model", "clone", "feature_matrix", "parameters", "load", "register", "save"] # models.promise, models.files
+_all_ = ["Model", "clone", "feature_matrix", "parameters", "load", "register", "save", # models.promise, models.files
+         "conformal", "export_onnx"]                                                  # models.conformal, models.onnx
 
 # %% ../../nbs/models/base.ipynb #a79ccfae
 def _checked(ds, train, test, where, later=False):

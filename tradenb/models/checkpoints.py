@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as _as_bytes
 
@@ -106,5 +105,5 @@ def alone(
     with open(folder/".lock", "w") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"another process is training into {folder}; wait for it, or train into another") from None
+            raise RuntimeError(f"another process is training into {folder}; wait for it, or take another") from None
         yield

@@ -78,7 +78,7 @@ def _blended(g, z, there, weights):
 def _ridges(g, z, any_, model):
     "Scores by the weights for the sleeves that a row has; NaN where these have none"
     if (n := len(model.features_)) > 12:
-        raise ValueError(f"{n} sleeves have {2**n:,} sets, each with its weights; ONNX is written for 12 sleeves at most")
+        raise ValueError(f"{n} sleeves have {2**n:,} sets, each with its weights; ONNX is written for 12 at most")
     there, sets = g("Not", g("IsNaN", z)), (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(bool) # which are there
     weights = np.zeros(sets.shape)
     for i, on in enumerate(sets): weights[i, on] = model.weights_for(np.array(model.features_)[on])

@@ -83,8 +83,8 @@ class _Members:
             raise ValueError(f"{type(self).__name__} has learnt nothing yet; fit it first")
         said = pd.DataFrame({i: m.predict(X) for i, m in enumerate(self.members_)}, X.index)
         if bad := [i for i in said if not np.isfinite(said[i]).all()]: # a mean of the others would hide it
-            raise ValueError(f"member {bad[0]}, a {type(self.members_[bad[0]]).__name__}, gives scores that are no numbers; "
-                             "look at its training, or leave it out")
+            raise ValueError(f"member {bad[0]}, a {type(self.members_[bad[0]]).__name__}, gives scores that are "
+                             "no numbers; look at its training, or leave it out")
         return self._unit(said)
 
     def _unit(self, said:pd.DataFrame)->pd.DataFrame: return said

@@ -21,13 +21,14 @@ import pandas as pd
 
 from .. import __version__
 from ..core.panel import Dataset
-from .promise import Model, counted, parameters
+from .promise import Model, counted, inner, parameters
 
 # %% ../../nbs/models/files.ipynb #0329266b
 _LOADABLE:dict[str, Any] = {} # classes, by the name that training.json calls them
 _ROOMS = {name: room for room, names in { # rooms of this floor whose classes register themselves when they are imported
     "trees": "XGBoost LightGBM CatBoost", "sequence": "LSTM PatchTST Mamba", "ensemble": "Seeds Average",
-    "stack": "Ridge Stacker Router", "regimes": "Masked", "search": "Searched"}.items() for name in names.split()}
+    "linear": "Ridge", "stack": "Stacker Router", "regimes": "Masked", "search": "Searched",
+    }.items() for name in names.split()}
 C = TypeVar("C", bound=type)
 
 def register(
@@ -94,8 +95,13 @@ def _training(model, ds, fingerprint)->dict:
     span = {} if ds is None else dict(first=ds.sessions[0], last=ds.sessions[-1], known=ds.known_at.max())
     seen = {} if ds is None else dict(rows=len(ds.X), **{k: f"{day:%Y-%m-%d}" for k, day in span.items()})
     versions = dict(python=platform.python_version(), tradenb=__version__, numpy=np.__version__, pandas=pd.__version__)
-    versions[model.library] = importlib.import_module(model.library).__version__
+    versions |= {name: importlib.import_module(name).__version__ for name in sorted(_libraries(model))}
     return {**describe(model), **seen, "data": fingerprint, "versions": versions}
+
+# %% ../../nbs/models/files.ipynb #6a66ffa9
+def _libraries(model)->set[str]:
+    "What the model and those inside it were learnt with"
+    return {getattr(model, "library", "numpy"), *(name for m in inner(model) for name in _libraries(m))}
 
 # %% ../../nbs/models/files.ipynb #42ac3bb3
 def _holds(folder, files)->bool:

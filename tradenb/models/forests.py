@@ -38,7 +38,7 @@ def stacked(
     strict:bool=False,          # True: yes only below the threshold
 )->Forest:
     "One forest of these trees"
-    trees = [tree if len(tree["feature"]) else leaf(*tree["value"], tree["target"]) for tree in trees]
+    trees = [tree if len(tree["feature"]) else leaf(tree["value"][0], tree["target"]) for tree in trees]
     at, leaves = (np.cumsum([0, *(len(tree[k]) for tree in trees)]) for k in ("feature", "value"))
     def column(name): return np.concatenate([np.asarray(tree[name]) for tree in trees])
     def moved(name): # splits up, leaves down
@@ -122,7 +122,7 @@ def _margin(offset, objective): # the offset of a probability is one
 def _xgboost(tree, target):
     if any(tree["split_type"]): raise ValueError(f"this XGBoost splits by category; {NO_GRAPH}")
     left, right, value = (np.array(tree[k]) for k in ("left_children", "right_children", "split_conditions"))
-    end = left < 0
+    end:Any = left < 0
     number = np.where(end, -np.cumsum(end), np.cumsum(~end) - 1)
     of = {k: np.array(tree[k])[~end] for k in ("split_indices", "default_left")}
     return dict(feature=of["split_indices"], threshold=value[~end], yes=number[left[~end]], no=number[right[~end]],

@@ -51,7 +51,7 @@ def proto(
 )->Any: # onnx.ModelProto; features are (rows, features) or (rows, window, features)
     "The graph as a model that a runtime loads"
     from onnx import helper
-    shape = ["rows", *[g.window]*(g.window > 1), len(g.features)]
+    shape:list[str | int | None] = ["rows", *[g.window]*(g.window > 1), len(g.features)]
     whole = helper.make_graph([*g.nodes, helper.make_node("Identity", [score], ["score"])], "score",
         [helper.make_tensor_value_info("features", DOUBLE if g.wide else FLOAT, shape)],
         [helper.make_tensor_value_info("score", DOUBLE, ["rows"])], g.tensors)

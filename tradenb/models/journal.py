@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fastcore.basics import patch
 
@@ -38,8 +39,8 @@ class Journal:
     def __repr__(self)->str: return f"Journal({str(self.path)!r})"
 
     @contextmanager
-    def _open(self)->Iterator[sqlite3.Connection]:
-        if self._db: yield self._db; return
+    def _open(self)->Iterator[Any]:
+        if self.path is None or self._db: yield self._db; return
         try:
             db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             try:

@@ -13,6 +13,7 @@ from numba import njit
 NEAR, SPAN = 40., 300. # temperatures: pairs further apart are decided; one set of exponentials reaches so far
 LOOSE = {"reassoc", "nsz", "contract", "arcp"} # sums in any order, so that they run side by side; NaN stays NaN
 
+# %% ../../nbs/models/pairs.ipynb #5facfc74
 @njit(cache=True, nogil=True, fastmath=LOOSE)
 def _around(x, t, at, low, e):
     "Exponentials about name `at`, from the lowest name near it to the end of its stretch"

@@ -78,14 +78,8 @@ class Masked:
         if not hasattr(self, "model_"): raise ValueError("Masked has learnt nothing yet; fit it first")
         return self.model_.predict(X)
 
-    def importance(self)->pd.Series: # by feature, sums to 1
-        "Of the features, in the model inside"
-        return self.model_.importance()
-
-    def dump(self)->bytes:
-        "The file of the model inside"
-        return self.model_.dump()
-
+    def importance(self)->pd.Series: return self.model_.importance()
+    def dump(self)->bytes: return self.model_.dump()
     def restore(self, data:bytes)->Self:
         "Become the model that `dump` wrote"
         return self._with(clone(self.model).restore(data))

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from joblib import effective_n_jobs
 from tqdm import tqdm
 
@@ -53,6 +54,7 @@ class _Only:
     def __init__(self, fold, later): self.fold, self.trains_on_later = fold, later
     def split(self, ds): yield self.fold
 
+# %% ../../nbs/models/search.ipynb #1a6d45df
 def _one(model, ds, fold, later): return out_of_fold(model, ds, _Only(fold, later), trials=None).to_numpy()
 
 def _tried(model, ds, folds, later, stop, n_jobs, backend)->tuple[list[float], pd.Series]:
@@ -88,6 +90,7 @@ SAMPLERS = ("tpe", "grid", "random")
 CHANCE = 10 # points by chance before tpe begins
 _AGAIN = 50 # times to ask for another point, where one was tried already
 
+# %% ../../nbs/models/search.ipynb #54f6d39a
 def proposal(
     space:Mapping[str, Any], # of space_from
     past:list[dict],         # finished trials: params, folds, state
@@ -110,7 +113,7 @@ def proposal(
 
 def _key(space, params)->str: return json.dumps([params[key] for key in space])
 
-# %% ../../nbs/models/search.ipynb #54f6d39a
+# %% ../../nbs/models/search.ipynb #672d21e2
 def _likely(space, past, seed)->dict:
     "A point that tpe takes for good"
     try: import optuna
@@ -118,7 +121,7 @@ def _likely(space, past, seed)->dict:
         raise ImportError("sampler='tpe' needs a package that is not here: pip install 'tradenb[search]'; "
                           "grid and random need none") from None
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-    kinds = {key: CategoricalDistribution(r) if not isinstance(r, Between)
+    kinds:dict[str, Any] = {key: CategoricalDistribution(r) if not isinstance(r, Between)
              else IntDistribution(int(r.low), int(r.high), log=r.log) if r.whole
              else FloatDistribution(r.low, r.high, log=r.log) for key, r in space.items()}
     told = optuna.trial.TrialState
@@ -132,6 +135,7 @@ def _likely(space, past, seed)->dict:
                 intermediate_values={i: float(np.mean(row["folds"][:i + 1])) for i in range(len(row["folds"]))}))
         return study.ask(kinds).params
 
+# %% ../../nbs/models/search.ipynb #55c503d9
 @contextmanager
 def _quiet()->Iterator[None]:
     "Optuna's own log says every step on stderr"
@@ -149,6 +153,7 @@ def _on_record(scores, ds, trials, strategy)->str|None:
     names = scores.index.get_level_values("symbol").unique()
     return ledger.record(rank_book(scores[there], ds.y), names, strategy, "scores", label_span(ds))
 
+# %% ../../nbs/models/search.ipynb #f8c09866
 def _identity(model, space, ds, splitter, **told)->dict[str, str]:
     "What makes a search this search and no other"
     h = hashlib.sha256()
@@ -166,38 +171,47 @@ class Search:
     model:Any            # the model whose settings were searched, as it was given
     space:dict           # parameter -> values, or Between
     rows:list[dict] = field(repr=False) # the trials, as the journal has them
-
-    @property
-    def table(self)->pd.DataFrame: # a row a trial: the settings, value, folds (number done), state, trial (ledger id)
-        "The trials, in the order of trying"
-        each = [{**row["params"], "value": float(np.mean(row["folds"])), "folds": len(row["folds"]),
-                 "state": row["state"], "trial": row["trial"]} for row in self.rows]
-        return pd.DataFrame(each).rename_axis("number")
-
-    @property
-    def folds(self)->pd.DataFrame: # (trials, folds); NaN where a trial was given up before
-        "The value of each fold"
-        return pd.DataFrame([row["folds"] for row in self.rows]).rename_axis(index="number", columns="fold")
-
-    @property
-    def number(self)->int: # of the finished trial with the highest value; the first of equals
-        "Which trial was best"
-        return int(self.table.query("state == 'complete'")["value"].idxmax())
-
-    @property
-    def params(self)->dict: # parameter -> value
-        "The best settings"
-        return dict(self.rows[self.number]["params"])
-
-    @property
-    def best(self)->Any: # Model, not fitted
-        "The model with the best settings"
-        return changed(self.model, self.params)
+    table:ClassVar[pd.DataFrame]; folds:ClassVar[pd.DataFrame]; number:ClassVar[int]
+    params:ClassVar[dict]; best:ClassVar[Any]; importance:ClassVar[pd.Series]
 
     def __repr__(self)->str:
-        told = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.params.items())
         pruned = sum(row["state"] == "pruned" for row in self.rows)
-        return f"best of {len(self.rows)} trials ({pruned} pruned): {told}; value {self.table['value'][self.number]:.4f}"
+        return (f"best of {len(self.rows)} trials ({pruned} pruned): {_said(self.params)}; "
+                f"value {self.table['value'][self.number]:.4f}")
+
+def _said(point)->str:
+    word = {key: key.rsplit(".", 1)[-1] for key in point}
+    return ", ".join(f"{word[k]}={v:.4g}" if isinstance(v, float) else f"{word[k]}={v}" for k, v in point.items())
+
+# %% ../../nbs/models/search.ipynb #14d185b1
+@patch(as_prop=True)
+def table(self:Search)->pd.DataFrame: # a row a trial: its settings, value, folds (done), state, trial (ledger id)
+    "The trials, in the order of trying"
+    each = [{**row["params"], "value": float(np.mean(row["folds"])), "folds": len(row["folds"]),
+             "state": row["state"], "trial": row["trial"]} for row in self.rows]
+    return pd.DataFrame(each).rename_axis("number")
+
+@patch(as_prop=True)
+def folds(self:Search)->pd.DataFrame: # (trials, folds); NaN where a trial was given up before
+    "The value of each fold"
+    each = {n: pd.Series(row["folds"]) for n, row in enumerate(self.rows)}
+    return pd.DataFrame(each).T.rename_axis(index="number", columns="fold")
+
+# %% ../../nbs/models/search.ipynb #8343ea30
+@patch(as_prop=True)
+def number(self:Search)->int: # of the finished trial with the highest value; the first of equals
+    "Which trial was best"
+    return int(self.table.query("state == 'complete'")["value"].idxmax())
+
+@patch(as_prop=True)
+def params(self:Search)->dict: # parameter -> value
+    "The best settings"
+    return dict(self.rows[self.number]["params"])
+
+@patch(as_prop=True)
+def best(self:Search)->Any: # Model, not fitted
+    "The model with the best settings"
+    return changed(self.model, self.params)
 
 # %% ../../nbs/models/search.ipynb #afdd815a
 def explained(
@@ -215,7 +229,10 @@ def explained(
         found[key] = np.nan if n <= k or not total > 0 else 0. if k < 2 else max(0., 1 - within/total*(n - 1)/(n - k))
     return pd.Series(found, name="explained").rename_axis("parameter").sort_values(ascending=False, kind="stable")
 
-Search.importance = property(lambda self: explained(self.table, self.space)) # type: ignore[attr-defined]
+@patch(as_prop=True)
+def importance(self:Search)->pd.Series: # from 0 to 1, a parameter
+    "What each setting explains alone"
+    return explained(self.table, self.space)
 
 # %% ../../nbs/models/search.ipynb #3fbc4e5b
 def search(
@@ -257,13 +274,18 @@ def _try(journal, number, model, point, ds, folds, splitter, past, prune, strate
     later = getattr(splitter, "trains_on_later", False)
     values, scores = _tried(changed(model, point), ds, folds, later, lambda v: prune and behind(v, finished),
                             effective_n_jobs(n_jobs), backend)
-    said = ", ".join(f"{k.rsplit('.', 1)[-1]}={v:.4g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
-                     for k, v in point.items())
-    trial = _on_record(scores, ds, trials, f"{strategy} {said}")
+    trial = _on_record(scores, ds, trials, f"{strategy} {_said(point)}")
     state = "complete" if len(values) == len(folds) else "pruned"
     journal.put(number, point, values, state, trial, time.perf_counter() - began)
 
 # %% ../../nbs/models/search.ipynb #c1dc8455
+def _farthest(model, space)->int:
+    "How many sessions before a row a score may read, whatever is chosen"
+    ranges = space_from(space_of(model) if space is None else space)
+    ends = {key: (r.low, r.high) if isinstance(r, Between) else r for key, r in ranges.items()}
+    return max(lookback(changed(model, {key: v})) for key, values in ends.items() for v in values)
+
+# %% ../../nbs/models/search.ipynb #4a0d714d
 @register
 @dataclass(eq=False)
 class Searched:
@@ -280,11 +302,7 @@ class Searched:
     library:ClassVar[str] = "numpy"
 
     @property
-    def lookback(self)->int: # sessions
-        "How many sessions before a row its score may read, whatever is chosen"
-        space = space_from(space_of(self.model) if self.space is None else self.space)
-        ends = {key: (r.low, r.high) if isinstance(r, Between) else r for key, r in space.items()}
-        return max(lookback(changed(self.model, {key: v})) for key, values in ends.items() for v in values)
+    def lookback(self)->int: return _farthest(self.model, self.space) # sessions
 
     def fit(self, ds:Dataset)->Self:
         "Search, then learn from all of these rows with what was found"
@@ -302,16 +320,13 @@ class Searched:
         if not hasattr(self, "best_"): raise ValueError("Searched has learnt nothing yet; fit it first")
         return self.best_.predict(X)
 
-    def importance(self)->pd.Series: # by feature, sums to 1
-        "Of the features, in the model that was found"
-        return self.best_.importance()
+    def importance(self)->pd.Series: return self.best_.importance()
 
-    def dump(self)->bytes:
-        "The settings that were found, and that model's own file"
-        return pack({"found.json": json.dumps(describe(self.best_)).encode(), self.best_.file: self.best_.dump()})
+    def dump(self)->bytes: # the settings that were found, and that model's own file
+        told = json.dumps(describe(self.best_)).encode()
+        return pack({"found.json": told, self.best_.file: self.best_.dump()})
 
     def restore(self, data:bytes)->Self:
-        "Become the model that `dump` wrote"
         files = unpack(data)
         best = made(json.loads(files["found.json"]), "found.json")
         return self._with(best.restore(files[best.file]))

@@ -7,7 +7,7 @@ __all__ = ['LSTM', 'PatchTST', 'Mamba']
 
 # %% ../../nbs/models/sequence.ipynb #52e12405
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,17 +15,17 @@ import pandas as pd
 
 from ..core.panel import Dataset
 from .files import register
-from .promise import counted, feature_matrix, parameters
+from .promise import feature_matrix, parameters
 from .targets import target
 
 # %% ../../nbs/models/sequence.ipynb #bab58e00
-try: import torch # noqa: F401
-except ImportError as e: raise ImportError("sequence nets need packages that are not here: pip install 'tradenb[nets]'") from e
+try: from tradenb.models.trainer import train
+except ImportError as e:
+    raise ImportError("a sequence net needs a package that is not here: pip install 'tradenb[nets]'") from e
 
 from .losses import loss_of
 from .nets import LSTMNet, MambaNet, PatchTSTNet, seeded
 from .scaled import Scaled, answers, packed, unpacked
-from .trainer import train
 from .training import Training, chosen_device
 from .windows import Batches, Windows, moments
 
@@ -53,14 +53,13 @@ class _Told:
     n_jobs:int=1             # threads on a CPU; with more, the last digits depend on their number
 
     def __repr__(self)->str:
-        default = {f.name: f.default for f in fields(self)}
-        told = ", ".join(f"{k}={v!r}" for k, v in parameters(self).items() if v != default[k])
+        told = ", ".join(f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default)
         return f"{type(self).__name__}({told})"
 
 # %% ../../nbs/models/sequence.ipynb #eeb91ea7
 def _spans(model, ds:Dataset)->tuple[np.ndarray, np.ndarray]:
     "Which rows are learnt from, and which decide when to stop"
-    if not 0 <= model.valid < 1: raise ValueError(f"valid is a share of the sessions, 0 to below 1, was {model.valid!r}")
+    if not 0 <= model.valid < 1: raise ValueError(f"valid is a share of the sessions, 0 to below 1, was {model.valid}")
     if model.every < 1: raise ValueError(f"every=2 is every second session; was {model.every!r}")
     axis = ds.sessions.unique()
     held = max(1, round(model.valid*len(axis))) if model.valid else 0
@@ -68,13 +67,13 @@ def _spans(model, ds:Dataset)->tuple[np.ndarray, np.ndarray]:
     late = np.asarray(ds.sessions >= first)
     early = ~late & (ds.known_at.to_numpy() < first.to_datetime64()) if held else ~late
     if not early.any():
-        raise ValueError(f"no label is known before the validation begins on {first:%Y-%m-%d}, {held} sessions before the end "
-                         f"of {len(axis)}; lower valid={model.valid}, or learn from a longer history")
+        raise ValueError(f"no label is known before the validation begins on {first:%Y-%m-%d}, with the last {held} of "
+                         f"{len(axis)} sessions; lower valid={model.valid}, or learn from a longer history")
     return early & ds.sessions.isin(ds.sessions[early].unique()[::-1][::model.every]), late
 
 # %% ../../nbs/models/sequence.ipynb #0d3095e2
-def _labels(model, ds:Dataset)->tuple[np.ndarray, np.ndarray]:
-    "Labels as they are asked for, and weights; a row of weight 0 has no label"
+def _asked(model, ds:Dataset)->Dataset:
+    "The rows that count, with their labels as they are asked for"
     y, w = ds.y.to_numpy(float), ds.w.to_numpy(float)
     for name, bad, cure in (("label", ~np.isfinite(y) & (w != 0), "drop rows whose label is not known yet"),
                             ("weight", ~np.isfinite(w), "a row that should not count has weight 0")):
@@ -83,25 +82,23 @@ def _labels(model, ds:Dataset)->tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"{bad.sum()} of {len(bad)} {name}s cannot be learnt from, "
                              f"first ({session:%Y-%m-%d}, {symbol}); {cure}")
     if not w.any(): raise ValueError("every weight is 0, so no row counts; did a regime mask leave nothing?")
-    asked = np.full(len(y), np.nan)
-    asked[w > 0] = target(ds.y[w > 0], model.target)
-    return asked, w
+    rows = ds.take(np.flatnonzero(w))
+    return replace(rows, y=target(rows.y, model.target))
 
 # %% ../../nbs/models/sequence.ipynb #06146d5c
 def _learn(model, ds:Dataset, progress):
     "The network that was learnt, and how it went"
-    kept = counted(ds)
-    y, w = _labels(model, kept)
+    kept = _asked(model, ds)
     early, late = _spans(model, kept)
-    scale = moments(kept.X, pd.Series(w*early, kept.X.index))
+    scale = moments(kept.X[early])
     windows = Windows(ds.X, model.window, *scale)
-    def batches(rows, sessions): return Batches(windows, windows.rows(kept.X.index[rows]), y[rows], w[rows], sessions, seed=model.seed)
-    valid = batches(late, max(model.sessions_per_batch, 16)) if (late & (w > 0)).any() else None
-    with seeded(model.seed): net = model._net(ds.X.shape[1])
+    def batches(rows): return Batches(windows, windows.rows(kept.X.index[rows]), kept.y[rows], kept.w[rows],
+                                      model.sessions_per_batch, seed=model.seed)
+    valid = batches(late) if late.any() else None
+    with seeded(model.seed): net = model.net(ds.X.shape[1], **_settings(model))
     how = {k: v for k, v in parameters(model).items() if k in inspect.signature(Training).parameters}
     loss = loss_of(model.loss, temperature=model.temperature, rank=model.rank, huber=1 - model.rank, delta=model.delta)
-    history = train(net, batches(early, model.sessions_per_batch), valid, loss,
-                    Training(**how, threads=_cores(model)), progress=progress)
+    history = train(net, batches(early), valid, loss, Training(**how, threads=_cores(model)), progress=progress)
     return Scaled(net, *scale).eval(), history
 
 def _cores(model)->int:
@@ -109,10 +106,8 @@ def _cores(model)->int:
     return effective_n_jobs(model.n_jobs)
 
 # %% ../../nbs/models/sequence.ipynb #f00fa20a
-class _Sequence(_Told):
-    "What the three can do"
-    file:ClassVar[str]="model.safetensors"
-    library:ClassVar[str]="torch"
+class _Learner(_Told):
+    "Learns from windows and scores them"
     net:ClassVar[Any]       # the class of the network
     features_:list[str]     # in the order that was learnt
     history_:pd.DataFrame   # a row an epoch; attrs: best, stopped, device
@@ -133,9 +128,9 @@ class _Sequence(_Told):
         return self
 
     def network(self)->Scaled:
-        "The network with its scale, in eval mode on the CPU: raw windows (n, window, features), NaN where missing, to (n,)"
-        if not hasattr(self, "network_"): raise ValueError(f"{type(self).__name__} has learnt nothing yet; fit it first")
-        return self.network_
+        "Raw windows (n, window, features), NaN where missing, to scores (n,); in eval mode, on the CPU"
+        if hasattr(self, "network_"): return self.network_
+        raise ValueError(f"{type(self).__name__} has learnt nothing yet; fit it first")
 
     def predict(self, X:pd.DataFrame)->pd.Series:
         "One score a row; a window that begins before its name does is filled up with nothing"
@@ -152,9 +147,11 @@ class _Sequence(_Told):
         feature_matrix(X.iloc[:0], self.features_) # are they the ones that were learnt?
         return Windows(X, self.window)
 
-    def _net(self, features):
-        "A network that has learnt nothing"
-        return self.net(features, **_settings(self))
+# %% ../../nbs/models/sequence.ipynb #13be6444
+class _Sequence(_Learner):
+    "Is kept as a file, too"
+    file:ClassVar[str]="model.safetensors"
+    library:ClassVar[str]="torch"
 
     def dump(self)->bytes:
         "Weights, scale, features and settings, as safetensors"
@@ -179,7 +176,7 @@ def _restored(model, weights, said)->tuple[Scaled, list[str]]:
             raise ValueError(f"the file's network has {name}={said.get(name)!r}, the model was told {value!r}; "
                              "restore it into a model with the settings it was saved with")
     k = len(features := said["features"])
-    with seeded(0): network = Scaled(model._net(k), np.zeros(k), np.ones(k))
+    with seeded(0): network = Scaled(model.net(k, **_settings(model)), np.zeros(k), np.ones(k))
     try: network.load_state_dict(weights)
     except RuntimeError as e: raise ValueError(f"the file's weights do not fit this {type(model).__name__}: {e}") from e
     return network.eval(), features

@@ -96,7 +96,8 @@ def changed(
     settings:Mapping[str, Any],# parameter -> value; a dot reaches into a model inside: model.num_leaves
 )->Any:                        # a fresh Model, not fitted
     "The same model with other settings"
-    told, inside = parameters(clone(model)), {}
+    told = parameters(clone(model))
+    inside:dict[str, dict] = {}
     for key, value in settings.items():
         head, _, rest = key.partition(".")
         if head not in told:

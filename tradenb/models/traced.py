@@ -41,7 +41,7 @@ def _split(g, x, size, dim, _outputs=1): # the tracer names its arguments, and k
     parts = [g.op("Slice", x, number(i*most), number(i*most + most), axis) for i in range(_outputs)]
     return parts[0] if len(parts) == 1 else parts
 
-_TOLD = {"aten::mT": _swapped, "aten::rms_norm": _rms_norm, "aten::split": _split}
+_TOLD:dict[str, Any] = {"aten::mT": _swapped, "aten::rms_norm": _rms_norm, "aten::split": _split}
 
 @contextmanager
 def _telling()->Iterator[None]:
@@ -60,7 +60,7 @@ def traced(
     "A network as operators"
     import onnx
     import torch
-    out = io.BytesIO()
+    out:Any = io.BytesIO()
     with warnings.catch_warnings(), _telling(), torch.no_grad():
         warnings.simplefilter("ignore") # about the tracer's age, and about what the example does not show
         torch.onnx.export(network, (torch.zeros(2, *shape),), out, input_names=["x"], output_names=["y"],

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -270,5 +270,6 @@ def _member(rank, meeting, module, batches, valid, loss, training, folder, progr
     backend = "nccl" if chosen_device(training.device).type == "cuda" else "gloo"
     store = distributed.FileStore(meeting, training.ranks)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=training.ranks)
-    try: train(module, batches, valid, loss, training, folder, progress)
+    own = deepcopy(module) # what was sent lies in memory that all processes share, and each has its own steps
+    try: train(own, batches, valid, loss, training, folder, progress)
     finally: distributed.destroy_process_group()

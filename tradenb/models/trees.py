@@ -243,6 +243,7 @@ class CatBoost(_Boosted):
 
     def dump(self)->bytes:
         "The model in CatBoost's own format"
+        if (kept := getattr(self.model_, "kept", None)): return kept # the library does not write what it read
         with tempfile.TemporaryDirectory() as folder: # the library writes files only
             self.model_.save_model(str(path := Path(folder)/self.file))
             return path.read_bytes()
@@ -250,6 +251,7 @@ class CatBoost(_Boosted):
     def restore(self, data:bytes)->"CatBoost":
         "Become the model that `dump` wrote"
         self.model_ = _catboost().CatBoost().load_model(blob=data)
+        self.model_.kept = data
         self.features_ = list(self.model_.feature_names_)
         self.classes_ = _read(self.model_.get_metadata()["classes"])
         return self

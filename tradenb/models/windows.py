@@ -54,7 +54,7 @@ def _laid(X, window, mean, std, clip):
         return values, seen
     mean, std = (np.ascontiguousarray(m, np.float32) for m in (mean, std))
     if mean.shape != (shape[2],) or std.shape != mean.shape:
-        raise ValueError(f"{len(mean)} means and {len(std)} deviations for {shape[2]} features; moments(X) has one each")
+        raise ValueError(f"{len(mean)} means and {len(std)} stds for {shape[2]} features; moments(X) has one each")
     _lay(x, i, j, mean, std, np.float32(clip), values := np.zeros(shape, np.float32), window - 1)
     return values, seen
 
@@ -193,7 +193,7 @@ class Batches:
         self.bounds = np.r_[begin, len(y)]
         self._rows = [_starts(windows, self.at), *(torch.from_numpy(v) for v in (y, w, self.at[:, 1].astype(np.int64)))]
 
-    def __len__(self): return -(-len(self.dates)//self.sessions_per_batch) # batches of an epoch
+    def __len__(self): return (len(self.dates) - 1)//self.sessions_per_batch + 1 # batches of an epoch
 
     def __repr__(self): return (f"Batches of {self.sessions_per_batch} of {len(self.dates)} sessions: "
                                 f"{len(self)} an epoch, {len(self.at)} rows")

@@ -20,6 +20,7 @@ from .recipe import dotted, load
 from ..validation.difference import pairs
 from ..validation.metrics import intervals
 from ..validation.overfit import PBO, pbo
+from ..validation.superior import SPA, spa
 
 # %% ../../nbs/ops/compare.ipynb #6d88905c
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Comparison:
     market:pd.Series       # equal-weighted market of the first recipe on those sessions, free of costs
     pairs:pd.DataFrame     # every two: difference of the Sharpe ratios, interval, p, p_holm
     pbo:PBO | None         # of choosing the best of these by its history
+    spa:SPA | None=None    # does any of them earn more than the market, counting that the best is picked?
 
     def __str__(self):
         best, clear = self.table["sharpe"].idxmax(), self.pairs[self.pairs["p_holm"] < .05]
@@ -40,6 +42,10 @@ class Comparison:
         rest = [name for name in self.table.index if name != best and name not in beaten]
         if beaten: told.append(f"It is better than {', '.join(beaten)} by more than luck explains.")
         if rest: told.append(f"Against {', '.join(rest)} it may have been luck.")
+        if self.spa is not None:
+            how = "more than" if self.spa.p < .05 else "no more, beyond luck, than"
+            told.append(f"{self.spa.table.index[0]} earns {how} the equal-weighted market "
+                        f"(superior predictive ability, p {self.spa.p:.2f}).")
         return " ".join(told)
 
 # %% ../../nbs/ops/compare.ipynb #8307e310
@@ -82,7 +88,7 @@ def side_by_side(
     found = pbo(common, blocks) if len(tests) > 1 and blocks >= 4 and not common.T.duplicated().any() else None
     market = first.days["market"].reindex(common.index).fillna(0)
     table = pd.DataFrame(rows).T.infer_objects().rename_axis("recipe")
-    return Comparison(tests, table, common, market, pairs(common), found)
+    return Comparison(tests, table, common, market, pairs(common), found, spa(common, market))
 
 # %% ../../nbs/ops/compare.ipynb #1b66fee1
 def _row(days, test, place)->dict:

@@ -42,7 +42,9 @@ class Gate:
     @property
     def ok(self)->bool: return not (self.bars["ok"] == False).any() # noqa: E712 missing is neither
     @property
-    def failed(self)->list[str]: return self.bars.loc[(self.bars["ok"] == False).fillna(False), "bar"].tolist() # noqa: E712
+    def failed(self)->list[str]:
+        "Bars that do not hold"
+        return self.bars.loc[(self.bars["ok"] == False).fillna(False), "bar"].tolist() # noqa: E712 missing is neither
 
     def __str__(self):
         if self.ok: return f"{self.name}: all bars hold"
@@ -63,9 +65,9 @@ def _honest(done)->_Bars:
     f = done.facts
     null, flags, status = f["permute"], ", ".join(f["flags"]), f["data"]["status"]
     yield ("labels", "as they are" if null is None else f"shuffled, seed {null}", "as they are", null is None,
-           "" if null is None else "this run is the null, made to show what luck looks like; promote a run without --permute")
+           "" if null is None else "this run is the null, to show what luck looks like; promote one without --permute")
     yield ("fill", flags or "after the decision", "after the decision", not flags,
-           "" if not flags else "it trades at the close that it decides on, which is for research; execution.fill: next_open")
+           "" if not flags else "it fills at the close that it decides on: research only; execution.fill: next_open")
     yield ("data", status, "GREEN", status == "GREEN",
            "" if status == "GREEN" else f"{f['data']['summary']}; tradenb data backfill RECIPE, or quarantine the rows")
     yield ("market", "simulated" if f["simulated"] else "real", "real, to trade", None if f["simulated"] else True,
@@ -118,7 +120,7 @@ def _good(done, policy:Promotion)->_Bars:
     yield ("sessions", f"{n}", f"{policy.sessions} or more", n >= policy.sessions,
            "" if n >= policy.sessions else "a longer history, or a shorter first training span")
     yield ("sharpe", _least(ratio), f"{policy.sharpe:.2f} or more", ratio >= policy.sharpe,
-           "" if ratio >= policy.sharpe else "not good enough after costs; look at features, label and turnover, not at the bar")
+           "" if ratio >= policy.sharpe else "not enough after costs; look at features, label and turnover")
     yield ("go", _least(ratio), f"above {policy.go:.2f}", None,
            "go on with this line of research" if ratio > policy.go else "research alone would not go on with this")
     yield ("drawdown", _most(fall, ".1%", 100), f"{policy.max_drawdown:.1%} or less", fall <= policy.max_drawdown,
@@ -180,14 +182,13 @@ def exported(
     at = Path(home)/"models"/done.facts["model"]["key"]
     try:
         from tradenb.models.base import load
-        from tradenb.models.lookback import lookback
         from tradenb.models.onnx import export_onnx, parity
+        from tradenb.models.promise import lookback
         model, recipe = load(at), remade(done.facts["recipe"])
         X = dataset(recipe, gather(recipe, home, update=False), home).X
         last = X.index.unique("session")[-(sessions + lookback(model)):]
         path = Path(home)/"onnx"/at.name/"model.onnx"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = parity(model, export_onnx(model, path), X.loc[last[0]:])
+        found = parity(model, path if path.is_file() else export_onnx(model, path), X.loc[last[0]:])
     except (TypeError, NotImplementedError) as e: return "no export", None, str(e)
     except (ValueError, OSError, ImportError) as e: return "not shown", False, str(e)
     return f"off by {found.max_difference:.1g}", bool(found.ok), "" if found.ok else str(found)
@@ -234,7 +235,7 @@ def _lowered(policy:Promotion)->_Bars:
     house = Promotion()
     soft = [f"{k} {getattr(policy, k):g} for {getattr(house, k):g}" for k in (*_UP, *_DOWN)
             if (getattr(policy, k) - getattr(house, k))*(1 if k in _UP else -1) < 0]
-    if soft: yield "policy", "lowered", "the house's", None, f"this recipe asks for less than the house: {', '.join(soft)}"
+    if soft: yield "policy", "lowered", "the house's", None, f"the recipe asks for less: {', '.join(soft)}"
 
 # %% ../../nbs/ops/gate.ipynb #0a38e556
 def gate(
@@ -245,12 +246,13 @@ def gate(
     tags:Mapping[str, str] | None=None, # of the run: what its tables were when it was recorded; None: not checked
     alias:str="champion",             # or "challenger", who need not beat the champion yet
     shadowed:int | None=None,         # sessions run beside the champion
-    export:Callable=exported,         # (done, home) -> value, ok, said of the ONNX file
+    export:Callable | None=None,      # (done, home) -> value, ok, said of the ONNX file; None: `exported`
 )->Gate:
     "Every bar, and whether it holds"
     policy = policy or Promotion.model_validate(done.facts["recipe"].get("promotion", {}))
-    rows = [*_honest(done), *_untouched(done, tags), *_leaks(done, home), *_good(done, policy), *_lucky(done, home, policy)]
-    value, ok, said = export(done, home)
+    rows = [*_honest(done), *_untouched(done, tags), *_leaks(done, home), *_good(done, policy),
+            *_lucky(done, home, policy)]
+    value, ok, said = (export or exported)(done, home)
     rows.append(("ONNX", value, "as the native model", ok, said))
     if alias == "champion":
         rows += _better(done, champion, policy) if champion else []
@@ -262,14 +264,20 @@ def gate(
 def gate_table(
     found:Gate, # asked
 ):              # for a rich console
-    "The bars as a table"
+    "The bars as a table, and below it what to do about those that do not hold"
     from rich import box
+    from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
     colour = "green" if found.ok else "bold red"
     t = Table(box=box.SIMPLE_HEAD, title=f"[{colour}]{escape(str(found))}[/]", title_justify="left")
-    for c in ("bar", "found", "wanted", "", "said"): t.add_column(c, overflow="fold", no_wrap=c in ("bar", "wanted"))
-    for bar, value, wanted, ok, said in found.bars.itertuples(index=False):
-        mark = "[yellow]said[/]" if pd.isna(ok) else "[green]ok[/]" if ok else "[bold red]FAILED[/]"
-        t.add_row(escape(bar), escape(value), escape(wanted), mark, escape(said))
-    return t
+    for c in ("bar", "found", "wanted", ""): t.add_column(c, overflow="fold")
+    for bar, value, wanted, ok in found.bars.iloc[:, :4].itertuples(index=False):
+        t.add_row(bar, escape(value), wanted, _mark(ok))
+    told = [f"{_mark(ok)}  [bold]{bar}[/]: {escape(said)}" for bar, _, _, ok, said in found.bars.itertuples(index=False)
+            if said and not (pd.notna(ok) and ok)]
+    return Group(t, *told, "")
+
+def _mark(ok): return "[yellow]said[/]" if pd.isna(ok) else "[green]ok[/]" if ok else "[bold red]FAILED[/]"
+
+

@@ -27,7 +27,8 @@ _WHERE: dict[str, tuple[str, dict]] = { # part of a recipe: floor, and its rooms
     "model": ("models", {
         "trees": "xgboost=XGBoost lightgbm=LightGBM catboost=CatBoost",
         "sequence": "lstm=LSTM patchtst=PatchTST mamba=Mamba",
-        "ensemble": "seeds=Seeds average=Average", "stack": "ridge=Ridge stacker=Stacker router=Router",
+        "ensemble": "seeds=Seeds average=Average", "linear": "ridge=Ridge",
+        "stack": "stacker=Stacker router=Router",
         "regimes": "masked=Masked", "search": "searched=Searched"}),
     "rules": ("portfolio", {
         "weights": "filter_negative top_bottom threshold long_only volatility_scaled directional rank zscore ewma",

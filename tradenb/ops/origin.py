@@ -7,7 +7,6 @@ __all__ = ['PACKAGES', 'machine', 'digests', 'differing', 'bits', 'remade', 'var
 
 # %% ../../nbs/ops/origin.ipynb #11065fdc
 import json
-import os
 import platform
 import re
 import tempfile

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from .gate import Gate, beside, exported, gate, register_name
+from .gate import Gate, beside, gate, register_name
 from .history import Backtest, opened
 from .origin import remade
 from .recipe import Promotion, Recipe
@@ -113,8 +113,8 @@ def register(
     if _model(client, name) is None: client.create_registered_model(name, description=done.facts["title"])
     if not (there := [v for v in versions(home, name) if v.run == run.id]):
         at = pd.Timestamp.now("UTC").isoformat(timespec="seconds")
-        told = {k: f"{run.metrics[k]:.4f}" for k in ("sharpe", "dsr") if k in run.metrics}
-        tags = {"recipe": done.facts["digest"], "by": by, "why": why, "at": at, **told}
+        tags = {"recipe": done.facts["digest"], "by": by, "why": why, "at": at}
+        tags |= {k: f"{run.metrics[k]:.4f}" for k in ("sharpe", "dsr") if k in run.metrics}
         client.create_model_version(name, f"runs:/{run.id}/model", run.id, tags=tags, await_creation_for=0)
         there = [v for v in versions(home, name) if v.run == run.id]
     return there[0]
@@ -155,7 +155,7 @@ def promote(
     why:str,             # for what reason
     alias:str="champion", # or "challenger": to run beside the champion
     policy:Promotion | None=None, # the bars; None: those of the recorded recipe
-    export:Callable=exported,     # as in ops.gate.gate
+    export:Callable | None=None,  # as in ops.gate.gate
 )->Gate:                 # .ok, .bars, and what was done in .moved
     "A run past every bar of the gate, and onto the register"
     if alias not in ALIASES: raise ValueError(f"a run is promoted to be {' or '.join(ALIASES)}, was {alias!r}")
@@ -168,7 +168,7 @@ def promote(
             f"{run.short} is {now.name}@champion already, version {now.number}; there is nothing to promote")
         asked = _asked(run, done, home, now, policy, alias, export)
         if asked.ok: asked = replace(asked, moved=_stands(run, done, home, by, why, alias))
-        _noted(run, asked, by, why)
+        _noted(run, done, asked, by, why)
     return asked
 
 # %% ../../nbs/ops/registry.ipynb #ef7a32a4
@@ -180,7 +180,8 @@ def _asked(run, done, home, now, policy, alias, export)->Gate:
 def _lived(done, champion, home, now)->int:
     "Sessions that it ran beside the champion since it became challenger"
     own = [v.number for v in versions(home, now.name) if v.tags.get("recipe") == done.facts["digest"]]
-    since = moves(home, now.name, "challenger").query("version in @own")["at"]
+    told = moves(home, now.name, "challenger")
+    since = told.loc[told["version"].isin(own), "at"]
     if not len(since): return 0
     began = pd.Timestamp(since.iloc[0]).tz_localize(None).normalize()
     return len(beside(apart(done), remade(champion.facts["recipe"]), home, began))
@@ -201,13 +202,15 @@ def _stands(run, done, home, by, why, alias)->str:
         _moved(client, version.name, "challenger", 0, "promote", by, "it is champion now")
     return f"{version.name} version {version.number} is @{alias} now"
 
-def _noted(run, asked, by, why):
-    "The bars, beside the run"
+def _noted(run, done, asked, by, why):
+    "The bars, beside the run, and the exported model of one that passed"
     told = dict(name=asked.name, alias=asked.alias, ok=asked.ok, failed=asked.failed, moved=asked.moved, by=by, why=why,
                 at=pd.Timestamp.now("UTC").isoformat(timespec="seconds"),
                 bars=json.loads(asked.bars.to_json(orient="records")))
     stamp = told["at"][:19].replace(":", "").replace("-", "")
-    _client(run.home).log_dict(run.id, told, f"gate/{stamp}-{'promoted' if asked.ok else 'refused'}.json")
+    client, file = _client(run.home), Path(run.home)/"onnx"/done.facts["model"]["key"]/"model.onnx"
+    client.log_dict(run.id, told, f"gate/{stamp}-{'promoted' if asked.ok else 'refused'}.json")
+    if asked.ok and file.is_file(): client.log_artifacts(run.id, str(file.parent), "onnx")
 
 # %% ../../nbs/ops/registry.ipynb #8f061a53
 def rollback(
@@ -251,7 +254,7 @@ def models(
 def _rows(home, name)->list[dict[str, Any]]:
     last = {alias: moves(home, name, alias).iloc[-1:] for alias in ALIASES}
     def row(v):
-        told = last[v.alias].iloc[0] if v.alias and len(last[v.alias]) else v.tags # who moved it, else who registered it
+        told = last[v.alias].iloc[0] if v.alias and len(last[v.alias]) else v.tags # who moved it, or registered it
         number = lambda k: float(v.tags.get(k, "nan"))
         return dict(name=name, version=v.number, alias=v.alias, sharpe=number("sharpe"), dsr=number("dsr"),
                     run=v.run[:8], by=told["by"], at=told["at"], why=told["why"])

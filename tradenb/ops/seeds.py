@@ -41,7 +41,7 @@ def measures(
 @dataclass(frozen=True)
 class OverSeeds:
     "Recipes over several seeds"
-    runs:pd.DataFrame      # a row a (recipe, seed): the columns of COLUMNS, and dsr
+    runs:pd.DataFrame      # a row a (recipe, seed): the columns of COLUMNS, dsr and trials
     intervals:pd.DataFrame # a row a recipe: rank IC of the mean score over the seeds, with its 95% interval
     tests:dict             # (recipe, seed) -> Backtest
     pbo:PBO | None         # of choosing one of all by its history
@@ -96,7 +96,9 @@ def _one(path, over, home): return str(backtest(load(path, over), home, n_jobs=1
 # %% ../../nbs/ops/seeds.ipynb #d1b360d1
 def _found(tests, home, recipes)->OverSeeds:
     index = pd.MultiIndex.from_tuples(tests, names=["recipe", "seed"])
-    runs = pd.DataFrame([{**measures(t), "dsr": judged(t, home)["dsr"]} for t in tests.values()], index, dtype=float)
+    places = [judged(t, home) for t in tests.values()]
+    runs = pd.DataFrame([{**measures(t), "dsr": place["dsr"], "trials": place["trials"]}
+                         for t, place in zip(tests.values(), places, strict=True)], index, dtype=float)
     returns = pd.DataFrame({f"{r} {seed}": t.days["ret"] for (r, seed), t in tests.items()}).dropna()
     differ, blocks = returns.loc[:, ~returns.T.duplicated()], min(16, len(returns)//20*2)
     told = {r: _interval([t for (of, _), t in tests.items() if of == r], recipe) for r, recipe in recipes.items()}

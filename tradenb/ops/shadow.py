@@ -52,7 +52,7 @@ def _runner(v:Version, home)->Runner:
 class Shadow:
     "Accounts side by side"
     name:str              # of the sleeve
-    table:pd.DataFrame    # a row an account: standing, version, account, nav, day, since, sharpe, drawdown, turnover, cost
+    table:pd.DataFrame    # by standing: version, account, sessions, nav, day, since, sharpe, drawdown, turnover, cost
     returns:pd.DataFrame  # net, fraction, (common sessions, standing)
     difference:pd.Series | None # Sharpe ratio of the second less that of the first, with interval and p; None: too few
 
@@ -77,7 +77,8 @@ def shadow(
     for r in who:
         facts = day(r.recipe, home, session, progress)
         if facts["account"] is None: raise ValueError(f"{facts['data']['summary']}; tradenb data backfill RECIPE")
-        ledgers[r.standing if r.standing != "none" else "this recipe"] = Ledger.open(account_folder(r.recipe, home)/"ledger")
+        called = r.standing if r.standing != "none" else "this recipe"
+        ledgers[called] = Ledger.open(account_folder(r.recipe, home)/"ledger")
     until = pd.Timestamp(facts["session"])
     returns = pd.DataFrame({k: ledger.returns for k, ledger in ledgers.items()}).dropna().loc[:until]
     table = pd.DataFrame({k: _row(r, ledgers[k], returns[k]) for k, r in zip(ledgers, who, strict=True)}).T
@@ -110,6 +111,6 @@ def shadow_table(
         t.add_column(c, justify="left" if c in ("", "account") else "right", overflow="fold")
     for who, x in found.table.iterrows():
         ratio = "" if x["sharpe"] != x["sharpe"] else f"{x['sharpe']:.2f}"
-        t.add_row(escape(str(who)), str(x["version"] or ""), escape(x["account"]), f"{x['nav']:,.2f}", f"{x['day']:+.2%}",
-                  f"{x['since']:+.2%}", ratio, f"{x['drawdown']:.1%}", f"{x['turnover']:.1%}", f"{x['cost']:,.2f}")
+        t.add_row(escape(str(who)), str(x["version"] or ""), escape(x["account"]), f"{x['nav']:,.2f}",
+                  f"{x['day']:+.2%}", f"{x['since']:+.2%}", ratio, f"{x['drawdown']:.1%}", f"{x['turnover']:.1%}", f"{x['cost']:,.2f}")
     return t

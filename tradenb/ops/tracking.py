@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import pandas as pd
 
@@ -68,6 +70,7 @@ def mlflow_at(
     server = os.environ.get("MLFLOW_TRACKING_URI")
     if not server: _made(home/"mlflow.db")
     mlflow.set_tracking_uri(server or f"sqlite:///{home/'mlflow.db'}")
+    if not server: os.environ.pop("MLFLOW_TRACKING_URI", None) # MLflow sets it, and the next home would be this one
     return mlflow
 
 # %% ../../nbs/ops/tracking.ipynb #9f4b520f
@@ -133,6 +136,7 @@ class Run:
     began:pd.Timestamp   # UTC
     tags:dict[str, str]  # data, code.*, recipe, bits.* ...
     metrics:dict[str, float]
+    files:str            # address of its files
     home:Path            # where tradenb keeps things
 
     @property
@@ -140,7 +144,8 @@ class Run:
 
     def folder(self, what="tables")->Path: # model, tables, page ...
         "Where its files are now"
-        mlflow = mlflow_at(self.home)
+        mlflow, here = mlflow_at(self.home), urlparse(self.files)
+        if here.scheme == "file" and (at := Path(url2pathname(here.path))/what).exists(): return at
         try: return Path(mlflow.artifacts.download_artifacts(run_id=self.id, artifact_path=what))
         except (OSError, mlflow.exceptions.MlflowException) as e:
             raise ValueError(f"the files of run {self.short} are not there any more ({e}); restore them from a backup, "
@@ -166,7 +171,7 @@ def run_of(
 def _run(mlflow, r, home):
     began = pd.Timestamp(r.info.start_time, unit="ms", tz="UTC")
     return Run(r.info.run_id, mlflow.get_experiment(r.info.experiment_id).name, r.info.run_name, began,
-               dict(r.data.tags), dict(r.data.metrics), Path(home))
+               dict(r.data.tags), dict(r.data.metrics), r.info.artifact_uri, Path(home))
 
 # %% ../../nbs/ops/tracking.ipynb #ba70905d
 def newest_run(
