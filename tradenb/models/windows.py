@@ -58,6 +58,14 @@ def _laid(X, window, mean, std, clip):
     _lay(x, i, j, mean, std, np.float32(clip), values := np.zeros(shape, np.float32), window - 1)
     return values, seen
 
+# %% ../../nbs/models/windows.ipynb #439c8ffc
+def _compact(index):
+    "The same rows; levels without what is not used, in order: pandas puts names in the order they appear"
+    index = index.remove_unused_levels()
+    (i, j), (sessions, symbols) = index.codes, index.levels
+    order = symbols.argsort()
+    return pd.MultiIndex(levels=[sessions, symbols[order]], codes=[i, np.argsort(order)[j]], names=index.names)
+
 # %% ../../nbs/models/windows.ipynb #21bb3a18
 def _rows(windows, index):
     (i, j), (sessions, symbols) = index.codes, index.levels
@@ -102,7 +110,7 @@ class _Layout:
     ):
         if window < 1: raise ValueError(f"a window holds 1 session or more, was {window}")
         if (mean is None) != (std is None): raise ValueError("a scale is a mean and a std; moments(X) gives both")
-        X = check_panel(X).set_axis(X.index.remove_unused_levels())
+        X = check_panel(X).set_axis(_compact(X.index))
         self.window, self.features, (self.sessions, self.symbols) = window, list(X.columns), X.index.levels
         values, self.seen = _laid(X, window, mean, std, clip) # seen: (symbols, sessions), is there a row?
         self.values = torch.from_numpy(values)                # (symbols, window - 1 + sessions, features)

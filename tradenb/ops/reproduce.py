@@ -124,10 +124,10 @@ def _circumstances(done, market, said, recipe):
     f, code = done.facts, code_version()
     yield ("data", f["data"]["fingerprint"], market.fingerprint, f["data"]["fingerprint"] == market.fingerprint, said)
     yield ("recipe", f["digest"], recipe.digest(), f["digest"] == recipe.digest(),
-           "" if f["digest"] == recipe.digest() else "the recorded recipe was edited, or is read otherwise by this version")
+           "" if f["digest"] == recipe.digest() else "it was edited, or is read otherwise by this version")
     yield ("seed", *[f"{recipe.seed}" + ("" if f["permute"] is None else f", labels {f['permute']}")]*2, True, "")
     if names := variables(f["recipe"]):
-        yield "environment", ", ".join(names), ", ".join(names), None, "values are never recorded: are they what they were?"
+        yield "environment", ", ".join(names), "", None, "values are never recorded: are they what they were?"
     for k in ("digest", "commit"):
         then, now = f["code"][k], code[k]
         yield ("code" if k == "digest" else "commit", then, now, then == now if k == "digest" else None,

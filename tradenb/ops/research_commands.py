@@ -22,12 +22,15 @@ def audit(recipe:RecipePath=Path("recipes/baseline.yml"), home:HomeDir=Path("var
     """Look for leaks: does anything in this recipe know the future?
 
     Features, label, splits and the whole table are built again with the future cut off and rewritten; the model must
-    find an oracle that was planted, and must find nothing in permuted labels. Exits with 4 if anything leaks.
+    find an oracle that was planted, and must find nothing in permuted labels. What is found is on record for the gate.
+    Exits with 4 if anything leaks.
     """
+    from tradenb.ops.gate import audited
     from tradenb.ops.leaks import audit_recipe, leaks_table
     from tradenb.ops.recipe import load
     r = begin(home, lambda: load(recipe, choices(sets, simulated, files)))
     found = audit_recipe(r, home, n=cuts, progress=sys.stderr.isatty())
+    audited(found, r, home)
     console.print(leaks_table(found))
     if not found.ok: raise typer.Exit(4)
 
