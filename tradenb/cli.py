@@ -59,7 +59,8 @@ def daily(
     over = choices(sets, simulated, files)
     r = begin(home, lambda: load(recipe, over))
     now = in_force(r, home)
-    facts = {**day(now.recipe, home, session, progress=not as_json), "standing": now.standing, "standing_said": now.said}
+    facts = day(now.recipe, home, session, progress=not as_json)
+    facts |= {"standing": now.standing, "standing_said": now.said}
     if as_json: typer.echo(json.dumps(facts, indent=1))
     else: console.print(day_table(facts))
     if facts["data"]["status"] == "RED": raise typer.Exit(3)

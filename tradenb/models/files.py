@@ -56,7 +56,7 @@ def made(
     where:str="",  # for the message
 )->Any:            # the Model, not fitted
     "The model that was told"
-    name = told.get("class")
+    name = str(told.get("class"))
     if name not in _LOADABLE and name in _ROOMS: importlib.import_module(f"tradenb.models.{_ROOMS[name]}")
     if (cls := _LOADABLE.get(name)) is None:
         raise ValueError(f"{where or 'this'} holds a {name!r}, and loadable are {_known()}; "

@@ -8,6 +8,7 @@ __all__ = ['LSTM', 'PatchTST', 'Mamba']
 # %% ../../nbs/models/sequence.ipynb #52e12405
 import inspect
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,13 +20,14 @@ from .promise import feature_matrix, parameters
 from .targets import target
 
 # %% ../../nbs/models/sequence.ipynb #bab58e00
-try: from tradenb.models.trainer import train
-except ImportError as e:
-    raise ImportError("a sequence net needs a package that is not here: pip install 'tradenb[nets]'") from e
+if find_spec("torch") is None or find_spec("safetensors") is None:
+    raise ImportError("a sequence net needs a package that is not here: pip install 'tradenb[nets]'")
 
+# %% ../../nbs/models/sequence.ipynb #a5fbeb76
 from .losses import loss_of
 from .nets import LSTMNet, MambaNet, PatchTSTNet, seeded
 from .scaled import Scaled, answers, packed, unpacked
+from .trainer import train
 from .training import Training, chosen_device
 from .windows import Batches, Windows, moments
 

@@ -70,7 +70,7 @@ def _compact(index):
 def _rows(windows, index):
     (i, j), (sessions, symbols) = index.codes, index.levels
     at = np.stack([windows.symbols.get_indexer(symbols)[j], windows.sessions.get_indexer(sessions)[i]], 1)
-    lost = (at < 0).any(axis=1)
+    lost = np.asarray((at < 0).any(axis=1))
     lost[~lost] = ~windows.seen[tuple(at[~lost].T)]
     if lost.any():
         session, symbol = index[lost][0]

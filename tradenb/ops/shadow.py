@@ -112,5 +112,6 @@ def shadow_table(
     for who, x in found.table.iterrows():
         ratio = "" if x["sharpe"] != x["sharpe"] else f"{x['sharpe']:.2f}"
         t.add_row(escape(str(who)), str(x["version"] or ""), escape(x["account"]), f"{x['nav']:,.2f}",
-                  f"{x['day']:+.2%}", f"{x['since']:+.2%}", ratio, f"{x['drawdown']:.1%}", f"{x['turnover']:.1%}", f"{x['cost']:,.2f}")
+                  f"{x['day']:+.2%}", f"{x['since']:+.2%}", ratio, f"{x['drawdown']:.1%}", f"{x['turnover']:.1%}",
+                  f"{x['cost']:,.2f}")
     return t

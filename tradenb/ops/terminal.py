@@ -38,6 +38,9 @@ def day_table(
     for x in f.get("switches", ()):
         rows.add_row("switch", f"[bold red]{x['key']} fired on {x['fired']}[/]: {escape(x['why'])}. Flat until "
                                f"a person says: tradenb account release RECIPE {x['key']} --by NAME --why REASON")
+    if f.get("standing_said"):
+        rows.add_row("standing", f"[{'green' if f['standing'] == 'champion' else 'yellow'}]{f['standing']}[/]  "
+                                 f"[dim]{escape(f['standing_said'])}[/]")
     rows.add_row("model", f"{m['name']}, learnt from {m['rows']:,} labels known by {m['known']}")
     if m["ic"]["sessions"]: rows.add_row("rank IC", _band(m["ic"], 3) + f"  [dim]{m['ic']['sessions']} sessions[/]")
     rows.add_row("Sharpe", _band(a["sharpe"]) + f"  [dim]paper account, {a['sessions']} sessions, net of costs[/]")
