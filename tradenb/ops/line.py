@@ -163,7 +163,7 @@ def _family(step, given):
 
 def _sleeves(recipe, market, home)->pd.DataFrame:
     "Scores of the sleeves, a column each; every one made out of fold, by the splitter of the recipe that asks"
-    asked = {name: of.model_copy(update={"split": recipe.split}) for name, of in recipe.of_sleeves.items()}
+    asked = {name: of.model_copy(update={"split": recipe.split}) for name, of in sorted(recipe.of_sleeves.items())}
     each = {name: score(of, dataset(of, market, home), home, trials=None) for name, of in asked.items()}
     mean = {name: s.mean(axis=1) if isinstance(s, pd.DataFrame) else s for name, s in each.items()}
     return pd.concat(mean, axis=1, sort=True).rename_axis(["session", "symbol"])

@@ -87,7 +87,7 @@ def remade(
     "The recipe of a run"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/f"{said.get('name', 'recipe')}.yml"
-        path.write_text(yaml.safe_dump(dict(said)), encoding="utf-8")
+        path.write_text(yaml.safe_dump(dict(said), sort_keys=False), encoding="utf-8")
         return load(path)
 
 # %% ../../nbs/ops/origin.ipynb #527e953b

@@ -86,8 +86,8 @@ def seeds_table(
     "Recipes over seeds, in the form that benchmarks publish, and how much of it is luck"
     said = found.table().drop(columns="Dataset").T
     t = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for c in ("", *said.columns): t.add_column(escape(c), justify="right" if c else "left")
-    for name, row in said.iterrows(): t.add_row(name, *(escape(str(x)) for x in row))
+    for c in ("", *said.columns): t.add_column(escape(c), justify="right" if c else "left", no_wrap=True)
+    for name, row in said.iterrows(): t.add_row(name, *(escape(str(x).replace("±", "\n±")) for x in row))
     told = [f"Mean ± standard deviation over {said.loc['Seeds'].max()} seeds. Rank IC of the seeds' mean score:"]
     for name, r in found.intervals.iterrows():
         span = f"{r['value']:+.4f}, 95% {r['low']:+.4f} to {r['high']:+.4f}, {r['sessions']:.0f} sessions" \
