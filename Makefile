@@ -46,7 +46,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 lessons: $(VENV)/.dev
-	$(BIN)/nbdev_test --n_workers 2 --timing
+	LOKY_MAX_CPU_COUNT=1 $(BIN)/nbdev_test --n_workers 2 --timing # two at a time, and none with processes of its own
 suite: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests -n 2 --dist worksteal
 coverage: $(VENV)/.dev ## how much of the library the notebooks' lessons and the suite run, by room
