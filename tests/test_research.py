@@ -3,11 +3,13 @@ import html
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tests.recipes import SMALL
 from tradenb.core.panel import Dataset
+from tradenb.ops import line
 from tradenb.ops.history import backtest, judged
 from tradenb.ops.line import dataset, gather, learner
 from tradenb.ops.recipe import load
@@ -75,6 +77,45 @@ def test_weights_are_made_of_the_training_rows_alone(small, tmp_path):
     same = by.weighed(later.take((later.known_at < days[100]).to_numpy().nonzero()[0])).w
     pd.testing.assert_series_equal(seen, same, check_exact=True)
     assert 0 < seen.min() < seen.max() < 1
+
+
+@pytest.mark.whole
+def test_sleeves_are_scored_by_the_splitter_that_asks_and_see_nothing_later(small, tmp_path):
+    "A column a sleeve, in the order of their names, each what the sleeve alone says under the blender's splitter"
+    (tmp_path/"zulu.yml").write_text(SMALL.replace("name: small", "name: zulu"))
+    (tmp_path/"alpha.yml").write_text(SMALL.replace("name: small", "name: alpha").replace("max_depth: 2", "max_depth: 1").replace("test: 21", "test: 10"))
+    (tmp_path/"both.yml").write_text("extends: small.yml\nname: both\nfeatures: []\nsleeves: [zulu.yml, alpha.yml]\n"
+                                     "split: {walk_forward: {train: 80, test: 30, embargo: 5}}\nmodel: {stacker: {learner: ridge}}\n")
+    asked, home = load(tmp_path/"both.yml"), tmp_path/"home"
+    market = gather(asked, home)
+    ds = dataset(asked, market, home)
+    assert list(ds.X) == ["alpha", "zulu"]
+    for name in ds.X:
+        alone = load(tmp_path/f"{name}.yml", ["split={walk_forward: {train: 80, test: 30, embargo: 5}}"])
+        said = line.score(alone, dataset(alone, market, home), home, trials=None, n_jobs=1)
+        pd.testing.assert_series_equal(ds.X[name].dropna(), said.reindex(ds.X.index).dropna(), check_names=False, check_exact=True)
+    cut = market.panel.index.unique("session")[150]
+    before = dataset(asked, gather(asked, home, when=cut), home).X
+    assert len(before) and before.index.get_level_values("session").max() == cut
+    common = before.index.intersection(ds.X.index[ds.X.index.get_level_values("session") <= cut])
+    assert len(common) > 100
+    np.testing.assert_array_equal(ds.X.loc[common], before.loc[common])
+
+
+def test_what_an_older_code_has_learnt_is_not_remembered(small, tmp_path, monkeypatch):
+    r = load(small)
+    ds = line.last_training(r, dataset(r, gather(r, tmp_path/"home"), tmp_path/"home"))
+    by = learner(r, tmp_path/"home")
+    now = by.key(ds)
+    assert by.key(ds) == now
+    monkeypatch.setattr(line, "code_digest", lambda floor: {"models": "0"*12}[floor])
+    assert by.key(ds) != now
+
+
+def test_every_shipped_recipe_loads(root):
+    shipped = [p for p in sorted((root/"recipes").glob("*.yml")) if p.name != "base.yml"]
+    assert len(shipped) >= 6
+    for path in shipped: assert load(path).name == path.stem
 
 
 @pytest.mark.whole

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOAT', 'INT64', 'DOUBLE', 'OPSET', 'FAMILIES', 'WIDE', 'Graph', 'proto', 'session_of', 'computed', 'inputs',
-           'in_unit', 'family', 'score']
+           'in_unit', 'NoGraph', 'family', 'score']
 
 # %% ../../nbs/models/graph.ipynb #edc28eb3
 from collections.abc import Callable
@@ -131,6 +131,9 @@ def _ranked(g, s, there, n):
     return g("Sub", g("Div", g("Add", below, n), n), np.array(1.))
 
 # %% ../../nbs/models/graph.ipynb #02630b3d
+class NoGraph(TypeError):
+    "A family of models that has no ONNX"
+
 FAMILIES:dict[str, Callable[[Graph, Any], str]] = {} # by the name of the class
 WIDE:set[str] = set() # classes that read float64
 
@@ -151,7 +154,7 @@ def score(
 )->str:        # float64, (rows,)
     "A model as operators, whatever its family"
     if (how := FAMILIES.get(name := type(model).__name__)) is None:
-        raise TypeError(f"{name} cannot be written as ONNX; families that can: {', '.join(sorted(FAMILIES))}. "
+        raise NoGraph(f"{name} cannot be written as ONNX; families that can: {', '.join(sorted(FAMILIES))}. "
                         "Keep it in its own format (models.base.save), or add it with models.graph.family")
     if not hasattr(model, "features_"): raise ValueError(f"{name} has learnt nothing yet; fit it first")
     return how(g, model)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.panel import Dataset
 from .files import register
-from .promise import feature_matrix, parameters
+from .promise import feature_matrix, learnable, parameters
 from .targets import target
 
 # %% ../../nbs/models/sequence.ipynb #bab58e00
@@ -76,15 +76,8 @@ def _spans(model, ds:Dataset)->tuple[np.ndarray, np.ndarray]:
 # %% ../../nbs/models/sequence.ipynb #0d3095e2
 def _asked(model, ds:Dataset)->Dataset:
     "The rows that count, with their labels as they are asked for"
-    y, w = ds.y.to_numpy(float), ds.w.to_numpy(float)
-    for name, bad, cure in (("label", ~np.isfinite(y) & (w != 0), "drop rows whose label is not known yet"),
-                            ("weight", ~np.isfinite(w), "a row that should not count has weight 0")):
-        if bad.any():
-            session, symbol = ds.X.index[bad][0]
-            raise ValueError(f"{bad.sum()} of {len(bad)} {name}s cannot be learnt from, "
-                             f"first ({session:%Y-%m-%d}, {symbol}); {cure}")
-    if not w.any(): raise ValueError("every weight is 0, so no row counts; did a regime mask leave nothing?")
-    rows = ds.take(np.flatnonzero(w))
+    rows = learnable(ds)
+    rows = rows.take(np.flatnonzero(rows.w))
     return replace(rows, y=target(rows.y, model.target))
 
 # %% ../../nbs/models/sequence.ipynb #06146d5c

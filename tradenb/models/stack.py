@@ -20,8 +20,8 @@ from ..core.panel import Dataset, check_panel
 from .archive import pack, unpack
 from .ensemble import blend, by_session
 from .files import register
-from .linear import Ridge, learnable, ridge
-from .promise import clone, counted, feature_matrix
+from .linear import Ridge, ridge
+from .promise import clone, feature_matrix, learnable
 
 # %% ../../nbs/models/stack.ipynb #dca7c5d5
 _all_ = [Ridge] # models.linear
@@ -90,8 +90,8 @@ def fit(self:Stacker, ds:Dataset)->Stacker:
     "Learn from these rows, weighted by `ds.w`"
     if not (self.learner in (None, "ridge") if isinstance(self.learner, str) else hasattr(self.learner or self, "fit")):
         raise ValueError(f"learner is 'ridge', a Model or None, was {self.learner!r}")
-    ds = counted(ds)
-    (y, w), Z = learnable(ds), self._unit(ds.X)
+    ds = learnable(ds)
+    y, w, Z = ds.y.to_numpy(float), ds.w.to_numpy(float), self._unit(ds.X)
     if self.by != "score": y = y - _session_mean(y, w, ds.sessions)
     self.features_, self.learner_, self.sums_ = list(ds.X.columns), None, _sums(Z.to_numpy(), y, w)
     if hasattr(self.learner, "fit"):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.panel import Dataset
-from .promise import counted
+from .promise import learnable
 
 # %% ../../nbs/models/targets.ipynb #b10b2845
 TARGETS = ("y", "rank", "zscore", "top_bottom")
@@ -58,19 +58,6 @@ class Aim:
             raise ValueError(f"k is a number of names at each end, 1 or more, was {self.k!r}")
         if not 0 < self.quantile < 1: raise ValueError(f"quantile is between 0 and 1, was {self.quantile!r}; say 0.9")
 
-# %% ../../nbs/models/targets.ipynb #639582f5
-def _learnable(ds)->Dataset:
-    "The rows that count, if there is something to learn from them"
-    y, w = ds.y.to_numpy(float), ds.w.to_numpy(float)
-    for name, values, cure in (("label", y, "drop rows whose label is not known yet"),
-                               ("weight", w, "a row that should not count has weight 0")):
-        if (bad := ~np.isfinite(values)).any():
-            session, symbol = ds.X.index[bad][0]
-            raise ValueError(f"{bad.sum()} of {len(bad)} {name}s cannot be learnt from, "
-                             f"first ({session:%Y-%m-%d}, {symbol}); {cure}")
-    if not w.sum(): raise ValueError("every weight is 0, so no row counts; did a regime mask leave nothing?")
-    return ds
-
 # %% ../../nbs/models/targets.ipynb #1cd79d5b
 def _classes(y)->list[int]:
     "The classes there are, from low to high"
@@ -111,7 +98,7 @@ def lesson(
     ds:Dataset,  # training rows
 )->Lesson:
     "Training rows as the aim asks for them"
-    ds = _learnable(counted(ds))
+    ds = learnable(ds)
     if aim.objective == "ranking" or aim.target != "y": ds = ds.take(np.flatnonzero(ds.w.to_numpy() > 0))
     w, asked = ds.w.to_numpy(float), target(ds.y, aim.target, aim.k).to_numpy(float)
     if aim.objective == "classification":

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..models.cluster import together
-from .history import Backtest, backtest, judged, opened
+from .history import Backtest, judged, opened, walked
 from .recipe import dotted, load
 from ..validation.difference import pairs
 from ..validation.metrics import intervals
@@ -62,13 +62,11 @@ def compare(
     if len(asked) < 2: raise ValueError(f"a comparison needs two recipes or more, got {', '.join(asked) or 'none'}")
     given = [(Path(path).resolve(), {**dotted(overrides), **dotted(own)}) for path, own in asked.values()]
     loaded = [load(path, over) for path, over in given] # what cannot be followed fails before anything is computed
-    tasks = [(_one, path, over, Path(home).resolve()) for path, over in given]
+    tasks = [(walked, path, over, Path(home).resolve()) for path, over in given]
     done = [opened(folder) for folder in together(tasks, n_jobs, backend, progress, "recipes")]
     plain = isinstance(recipes, Mapping) or len({r.name for r in loaded}) < len(loaded)
     names = [said if plain else r.name for said, r in zip(asked, loaded, strict=True)]
     return side_by_side(dict(zip(names, done, strict=True)), home)
-
-def _one(path, over, home): return str(backtest(load(path, over), home, n_jobs=1).folder)
 
 # %% ../../nbs/ops/compare.ipynb #e81f909f
 def side_by_side(

@@ -17,6 +17,11 @@ import numpy as np
 import pandas as pd
 
 from ..execution.ledger import Ledger
+from ..models.base import export_onnx
+from ..models.base import load as load_model
+from ..models.graph import NoGraph
+from ..models.onnx import parity
+from ..models.promise import lookback
 from .daily import account_folder
 from .history import Backtest, judged, names_of
 from .line import dataset, gather
@@ -181,15 +186,12 @@ def exported(
     "The model as ONNX, held against the native one"
     at = Path(home)/"models"/done.facts["model"]["key"]
     try:
-        from tradenb.models.base import load
-        from tradenb.models.onnx import export_onnx, parity
-        from tradenb.models.promise import lookback
-        model, recipe = load(at), remade(done.facts["recipe"])
+        model, recipe = load_model(at), remade(done.facts["recipe"])
         X = dataset(recipe, gather(recipe, home, update=False), home).X
         last = X.index.unique("session")[-(sessions + lookback(model)):]
         path = Path(home)/"onnx"/at.name/"model.onnx"
         found = parity(model, path if path.is_file() else export_onnx(model, path), X.loc[last[0]:])
-    except (TypeError, NotImplementedError) as e: return "no export", None, str(e)
+    except NoGraph as e: return "no export", False, str(e)
     except (ValueError, OSError, ImportError) as e: return "not shown", False, str(e)
     return f"off by {found.max_difference:.1g}", bool(found.ok), "" if found.ok else str(found)
 

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import tradenb
 from ..core.log import timed
 from ..core.panel import Dataset, wide
 from ..data.adjust import actions, adjusted
@@ -37,6 +36,7 @@ from .recipe import Data, Macro, Recipe
 from .names import named, seeded, wants_sectors
 from .supply import END, expected, listings, store_of, supply
 from .supply import named as renamed
+from .tracking import code_digest
 from ..validation.trials import Trials
 
 # %% ../../nbs/ops/line.ipynb #19917af3
@@ -200,16 +200,10 @@ class Remembered:
 
     def _key(self, ds):
         kind, h = type(self.model).__name__, hashlib.blake2b(digest_size=10)
-        told = [describe(self.model), list(ds.X.columns), _craft()]
+        told = [describe(self.model), list(ds.X.columns), code_digest("models")] # an older code learnt something else
         h.update(json.dumps(told, sort_keys=True, default=str).encode())
         for a in (ds.X, ds.y, ds.w): h.update(np.ascontiguousarray(a.to_numpy(float)).tobytes())
         return f"{kind.lower()}-{h.hexdigest()}"
-
-@cache
-def _craft()->str:
-    "Digest of the code that learns: what an older one has learnt is not remembered"
-    here = Path(tradenb.__file__).parent/"models"
-    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.glob("*.py")))).hexdigest()[:12]
 
 # %% ../../nbs/ops/line.ipynb #83b8a7b2
 def learner(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..models.cluster import together
-from .history import Backtest, backtest, ic_facts, judged, opened
+from .history import Backtest, ic_facts, judged, opened, walked
 from .line import fetch_missing
 from .recipe import dotted, load
 from ..validation.metrics import ic
@@ -85,13 +85,11 @@ def over_seeds(
     fetch_missing(read[0], home)
     asked = {(r.name, seed): (Path(path).resolve(), {**dotted(overrides), **_seed(r, seed)})
              for r, path in zip(read, recipes, strict=True) for seed in seeds}
-    folders = together([(_one, path, over, Path(home).resolve()) for path, over in asked.values()],
+    folders = together([(walked, path, over, Path(home).resolve()) for path, over in asked.values()],
                        n_jobs, backend, progress, "backtests")
     return _found(dict(zip(asked, map(opened, folders), strict=True)), home, {r.name: r for r in read})
 
 def _seed(recipe, seed)->Mapping[str, int]: return {"seed": seed, **{f"sleeves.{s}.seed": seed for s in recipe.sleeves}}
-
-def _one(path, over, home): return str(backtest(load(path, over), home, n_jobs=1).folder)
 
 # %% ../../nbs/ops/seeds.ipynb #d1b360d1
 def _found(tests, home, recipes)->OverSeeds:

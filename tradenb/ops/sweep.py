@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..models.cluster import together
-from .history import Backtest, backtest, judged, opened
+from .history import Backtest, judged, opened, walked
 from .line import fetch_missing
 from .recipe import dotted, load
 from ..validation.overfit import PBO, pbo
@@ -32,9 +32,6 @@ def points(
     return [dict(zip(grid, combination, strict=True)) for combination in itertools.product(*grid.values())]
 
 # %% ../../nbs/ops/sweep.ipynb #82eb3a23
-def _point(path, said, home)->str:
-    return str(backtest(load(path, said), home, n_jobs=1).folder)
-
 def _short(keys)->dict[str, str]:
     "The last word of each dotted key; the whole key where two end alike"
     last = [key.rsplit(".", 1)[-1] for key in keys]
@@ -72,7 +69,7 @@ def sweep(
     recipes = [load(path, said) for said in given.values()] # what cannot be followed fails before anything is computed
     path, home = Path(path).resolve(), Path(home).resolve()
     fetch_missing(recipes[0], home)
-    tasks = [(_point, path, said, home) for said in given.values()]
+    tasks = [(walked, path, said, home) for said in given.values()]
     folders = together(tasks, n_jobs, backend, progress, "points")
     return _found(dict(zip(given, map(opened, folders), strict=True)), given, grid, home)
 
