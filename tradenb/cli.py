@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import tradenb
+from .ops.chain_commands import COMMANDS as CHAIN_COMMANDS
 from .ops.console import Files, HomeDir, NoPage, RecipePath, Sets, Simulated, address, begin, choices, console
 from .ops.console import show_page
 from .ops.account_commands import account_app
@@ -115,10 +116,11 @@ def backtest(
     told = dict(recipe=str(recipe.resolve()), overrides=over, permute=permute, tried=among["trials"] if among else 0)
     place, dream = f"{r.name}/{done.folder.name}", done.facts["simulated"]
     page = None if no_page else show_page("backtest", place, home, dream, **told)
+    if r.options and not no_page: show_page("options", place, home, dream, **told)
     if track: tracked(done, home, page)
 
 # %% ../nbs/cli.ipynb #66814452
-for command in (*COMMANDS, *SEARCH_COMMANDS, *MODEL_COMMANDS): app.command()(command)
+for command in (*COMMANDS, *SEARCH_COMMANDS, *MODEL_COMMANDS, *CHAIN_COMMANDS): app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(account_app, name="account")
 

@@ -34,7 +34,7 @@ KINDS = {
     "minutes": Kind(("session", "symbol", "time"), _PRICES, ("trades", "vwap", "bid", "ask")),
     "chain":   Kind(("session", "underlying", "root", "expiry", "strike", "right"), ("bid", "ask"),
                     ("last", "volume", "open_interest", "iv", "delta", "gamma", "vega", "theta", "rho",
-                     "underlying_price", "bid_size", "ask_size")),
+                     "underlying_price", "bid_size", "ask_size", "bid_open", "ask_open")),
 }
 COLUMNS = {kind: ((*of.key, *of.needs), of.may) for kind, of in KINDS.items()} # what there must be, what there may be
 PROVENANCE = ("known_at", "vendor", "fetched_at") # kept where a source brings them, else filled by fetch

@@ -96,10 +96,17 @@ def _only(frame, symbols, where):
     return frame[frame.symbol.isin(symbols)]
 
 # %% ../../nbs/data/providers.ipynb #b6eeb5ad
-@source("market", "bars", "macro")
-def _market(symbols, start, end, kind, universe="stocks_2009", **settings):
-    frame = vix() if kind == "macro" else market_bars(universe, **settings)
-    return _only(frame, symbols, f"universe {universe!r}" if kind == "bars" else "the demo market's macro series")
+@source("market", "bars", "macro", "chain")
+def _market(symbols, start, end, kind, universe=None, **settings):
+    if kind == "chain": return _simulated(symbols, start, end, universe or "indices", **settings)
+    frame = vix() if kind == "macro" else market_bars(universe or "stocks_2009", **settings)
+    return _only(frame, symbols, f"universe {universe or 'stocks_2009'!r}" if kind == "bars" else
+                 "the demo market's macro series")
+
+def _simulated(symbols, start, end, universe, **settings):
+    from tradenb.data.simulated_chains import chains # compiled loops: not before they are asked for
+    if universe == "indices": return chains(symbols, start, end, **settings)
+    raise ValueError(f"universe {universe!r} has no chains; the demo market simulates those of SPX: universe='indices'")
 
 # %% ../../nbs/data/providers.ipynb #d48f328c
 def _csv(path, kind, max_rows):

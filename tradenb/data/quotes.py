@@ -192,7 +192,7 @@ def _again_there(rows): return rows.duplicated([*_EXPIRY, "strike", "right"])
 def _over(rows): return (rows["bid"] > rows["ask"]) & (rows["ask"] > 0)
 
 @_check(CHAIN, "no quote", "never", "{n} contracts ({part:.0%}) with neither bid nor ask", _LEAVE)
-def _none(rows): return ~(rows["bid"] > 0) & ~(rows["ask"] > 0)
+def _none(rows): return ~(rows["bid"] > 0) & ~(rows["ask"] > 0) & (rows["expiry"] > rows["session"]) # then it has paid
 
 @_check(CHAIN, "zero bid", "share", "{n} contracts without a bid, worth 1% of the underlying or more", _LEAVE)
 def _unbid(rows): return ~(rows["bid"] > 0) & (rows["ask"] > 0) & (rows["least"] > .01 * rows["spot"])
@@ -241,44 +241,63 @@ def _stranger(rows, most=.02):
     return pd.MultiIndex.from_frame(rows[["symbol", "session"]]).isin(bad)
 
 # %% ../../nbs/data/quotes.ipynb #e2b4dcd9
-def _neighbours(rows):
-    "Each session beside the one before it, contract by contract"
-    key = ["symbol", "root", "expiry", "strike", "right"]
-    for symbol, of in rows.drop_duplicates([*key, "session"]).groupby("symbol"):
-        days = {day: part.set_index(key) for day, part in of.groupby("session")}
-        for day, old in days.items():
-            if not len(sessions(day, day)) or (after := next_session(day)) not in days: continue
-            yield symbol, after, old[old.index.get_level_values("expiry") > day], days[after]
+_CONTRACT = ["symbol", "root", "expiry", "strike", "right"]
 
-def _moved(day, old, new):
-    both = old.index.intersection(new.index)
-    lost = 1 - len(both) / max((old.index.get_level_values("expiry") >= day).sum(), 1)
-    if lost > .2: yield "missing contracts", f"{lost:.0%} of the contracts of the session before are gone"
-    a, b = old.loc[both], new.loc[both]
-    live = (a["mid"] > 0) & (b["mid"] > 0)
-    same = ((a["bid"] == b["bid"]) & (a["ask"] == b["ask"]))[live].mean() if live.sum() > 4 else 0
-    if same > .5: yield "repeated session", f"{same:.0%} of the quotes are those of the session before"
-    elif live.sum() > 4 and "underlying_price" in a and (a["underlying_price"] == b["underlying_price"]).all():
-        yield "stale underlying", f"the underlying is where it was, and {1 - same:.0%} of the quotes moved"
+def _pairs(rows):
+    "Each contract beside itself one session later (`_2`), and how many there should be by (symbol, session)"
+    codes = rows[["symbol", "session"]].assign(contract=rows.groupby(_CONTRACT, sort=False).ngroup())
+    order = np.lexsort((codes["session"], codes["contract"]))
+    rows, code, day = rows.iloc[order], codes["contract"].to_numpy()[order], rows["session"].to_numpy()[order]
+    first = np.r_[True, (code[1:] != code[:-1]) | (day[1:] != day[:-1])] # a contract that is there twice counts once
+    rows, code = rows[first], code[first]
+    there, after = rows[["symbol", "session"]].drop_duplicates(), _afters(rows["session"])
+    after = after[pd.MultiIndex.from_arrays([rows["symbol"], after]).isin(pd.MultiIndex.from_frame(there))]
+    rows = rows.assign(after=after)
+    alive = rows[(rows["expiry"] > rows["session"]) & (rows["expiry"] >= rows["after"])]
+    due = alive.groupby(["symbol", "after"]).size()
+    next_ = rows.shift(-1)
+    both = np.r_[code[1:] == code[:-1], False] & (next_["session"] == rows["after"])
+    both &= rows["expiry"] > rows["session"]
+    seen = [c for c in ("bid", "ask", "mid", "forward", "underlying_price", "open_interest", "volume") if c in rows]
+    return rows.loc[both, ["symbol", "after", *seen]].join(next_.loc[both, seen].add_suffix("_2")), due
+
+def _afters(days):
+    "The next session of each session, NaT where a day is none"
+    known = {d: next_session(d) for d in days.unique() if len(sessions(d, d))}
+    return days.map(known).astype("datetime64[us]")
 
 # %% ../../nbs/data/quotes.ipynb #6b5405d0
+def _moved(pairs, due):
+    "What is odd about a session beside the one before it: (check, symbol, session, said)"
+    live = pairs[(pairs["mid"] > 0) & (pairs["mid_2"] > 0)]
+    per = [live["symbol"], live["after"]]
+    some = live.groupby(per).size()
+    same = ((live["bid"] == live["bid_2"]) & (live["ask"] == live["ask_2"])).groupby(per).mean()[some > 4]
+    lost = 1 - pairs.groupby(["symbol", "after"]).size().reindex(due.index, fill_value=0)/due.clip(lower=1)
+    for at, part in lost[lost > .2].items():
+        yield "missing contracts", *at, f"{part:.0%} of the contracts of the session before are gone"
+    for at, part in same[same > .5].items():
+        yield "repeated session", *at, f"{part:.0%} of the quotes are those of the session before"
+    if "underlying_price" not in pairs: return
+    stands = (pairs["underlying_price"] == pairs["underlying_price_2"]).groupby([pairs["symbol"], pairs["after"]]).all()
+    moved = np.log(live["forward_2"]/live["forward"]).abs().groupby(per).median() # a price may stand: then forwards do
+    odd = moved[(moved > .001) & stands.reindex(moved.index)].index.intersection(same[same <= .5].index)
+    for at in odd:
+        yield "stale underlying", *at, f"the underlying stands where it was, and forwards moved {moved[at]:.1%}"
+
+# %% ../../nbs/data/quotes.ipynb #b976c062
 def _interest(pairs):
     "Of contracts whose open interest changed: how many changes fit the volume of each session"
-    fits:dict = {}
-    for symbol, _, old, new in pairs:
-        if not {"open_interest", "volume"} <= set(old): continue
-        both = old.index.intersection(new.index)
-        a, b = old.loc[both], new.loc[both]
-        change = np.abs(b["open_interest"] - a["open_interest"])
-        use = (change > 0) & a["volume"].notna() & b["volume"].notna()
-        fits.setdefault(symbol, []).append([use.sum(), *((change <= of["volume"])[use].sum() for of in (a, b))])
-    for symbol, of in fits.items():
-        n, before, same = np.sum(of, axis=0)
+    if not {"open_interest", "volume"} <= set(pairs): return
+    change = (pairs["open_interest_2"] - pairs["open_interest"]).abs()
+    use = pairs[(change > 0) & pairs["volume"].notna() & pairs["volume_2"].notna()].assign(change=change)
+    fits = pd.DataFrame({"n": 1, "before": use["change"] <= use["volume"], "same": use["change"] <= use["volume_2"]})
+    for symbol, n, before, same in fits.groupby(use["symbol"]).sum().itertuples():
         if n >= 50 and same > .8 * n and same > 1.1 * before:
             yield symbol, int(n), (f"{same / n:.0%} of {n} changes fit the volume of their own session, "
                                    f"{before / n:.0%} that of the one before")
 
-# %% ../../nbs/data/quotes.ipynb #b976c062
+# %% ../../nbs/data/quotes.ipynb #fd2269b2
 _OLD = {"missing contracts": _AGAIN, "repeated session": _AGAIN,
         "stale underlying": "take the underlying of the same moment"}
 
@@ -289,9 +308,8 @@ def chain_findings(
     "What is wrong with option chains"
     rows = _valued(flat)
     yield from _told(CHAIN, rows, limits)
-    pairs = list(_neighbours(rows))
-    moved = [(check, pair[0], pair[1], said) for pair in pairs for check, said in _moved(*pair[1:])]
-    days = pd.DataFrame(moved, columns=["check", "symbol", "session", "said"])
+    pairs, due = _pairs(rows)
+    days = pd.DataFrame(_moved(pairs, due), columns=["check", "symbol", "session", "said"])
     for (check, symbol), of in days.groupby(["check", "symbol"]):
         yield _days_found(check, True, symbol, of, _OLD[check])
     for symbol, n, said in _interest(pairs):

@@ -19,7 +19,7 @@ import pandas as pd
 @dataclass(frozen=True)
 class Event:
     "What happened to an account without a trade"
-    kind:str            # "split", "fraction", "dividend", "delisting", "borrow" or "interest"
+    kind:str            # "split", "dividend", "exercise": one of those in the table
     symbol:str = ""     # whose; "" for the account as a whole
     shares:float = 0.   # change of shares held
     cash:float = 0.     # change of cash, dollars
@@ -47,8 +47,17 @@ _BECOMES: dict[str, Callable] = {
     "fraction": lambda e, q, mark, entry: (q + e.shares, mark, entry if q + e.shares else np.nan),
     "dividend": lambda e, q, mark, entry: (q, mark - e.amount, entry),
     "delisting": lambda e, q, mark, entry: (0., e.amount, np.nan),
+    **dict.fromkeys(("exercise", "assignment", "expiry"), lambda e, q, mark, entry: (0., e.amount, np.nan)),
+    "delivery": lambda e, q, mark, entry: (q + e.shares, mark or e.amount, _opened(e, q, entry)),
     "borrow": lambda e, q, mark, entry: (q, mark, entry),
     "interest": lambda e, q, mark, entry: (q, mark, entry)}
+
+def _opened(e, q, entry):
+    "The average price of opening, once shares came in or went out at `e.amount`"
+    now = q + e.shares
+    if not now: return np.nan
+    if q*now <= 0: return e.amount
+    return (entry*q + e.amount*e.shares)/now if abs(now) > abs(q) else entry
 
 # %% ../../nbs/execution/actions.ipynb #acd5ec4d
 def written(

@@ -31,6 +31,7 @@ def run(
     lot:float | None=None,        # smallest tradable number of shares, None: fractional
     participation:float | None=None, # largest part of a session's volume that is filled, None: any
     start:pd.Timestamp | None=None, # first session of the account, None: the panel's first
+    sized:str="at_fill",          # when weights become shares: "at_fill", or "at_decision", and those are traded
 )->Ledger:                        # the account through the panel's last session
     "A backtest: every session in turn"
     bars = Bars(panel) if isinstance(panel, pd.DataFrame) else panel
@@ -39,7 +40,7 @@ def run(
     first = 0 if start is None else bars.row(pd.Timestamp(start))
     for session, i in zip(bars.days[first:], rows[first:], strict=True):
         scores = _Row(weights.columns, matrix[i]) if i >= 0 else None
-        step(ledger, session, bars, scores, broker, rule, fill, lot)
+        step(ledger, session, bars, scores, broker, rule, fill, lot, sized)
     return ledger
 
 class _Row:

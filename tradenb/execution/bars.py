@@ -8,6 +8,7 @@ __all__ = ['Bars']
 # %% ../../nbs/execution/bars.ipynb #541559eb
 from collections.abc import Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,16 @@ import pandas as pd
 from ..core.panel import check_panel, wide
 from .actions import Actions
 from .costs import Conditions
+from .options import Contracts
 
 # %% ../../nbs/execution/bars.ipynb #c456286e
 def _padded(w): return np.column_stack([w.to_numpy(float), np.full(len(w), np.nan)])
 
-def _bad(price): return ~(price > 0) & (price == price) | np.isinf(price)
+def _bad(price, free=False): return ~(price > 0) & (price == price) & ~(free & (price == 0)) | np.isinf(price)
 
-def _refuse(price, session, at, symbols, stakes):
-    "Broken prices are no prices, and none that is needed may be broken"
-    bad = _bad(price)
+def _refuse(price, session, at, symbols, stakes, free):
+    "Broken prices are no prices, and none that is needed may be broken; an option is `free` to be worth nothing"
+    bad = _bad(price, free)
     for i in np.flatnonzero(bad & np.any(stakes, axis=0)):
         raise ValueError(f"{at} of {symbols[i]} on {session:%Y-%m-%d} is {price[i]}, and the account holds or orders "
                          "it; a price is above zero: see data.quality.audit, and leave such rows out")
@@ -35,6 +37,7 @@ class _Market:
     def __init__(self,
         panel:pd.DataFrame,              # open and close, dollars; high, low, volume for those who ask
         actions:pd.DataFrame | Actions | None=None, # split, dividend, delisting by ex-date; None: adjusted prices
+        terms:pd.DataFrame | Contracts | None=None, # what options promise, by name, see data.contracts.terms; None: none
     ):
         if panel.empty: raise ValueError("the panel has no rows; was it cut to sessions that it does not have?")
         check_panel(panel)
@@ -49,6 +52,8 @@ class _Market:
         self._now:tuple = None, 0               # which session was asked for last
         self._names:Sequence | np.ndarray = ()  # who was asked for last, and where they are
         self._place, self._all = np.array([], dtype=int), False
+        self.terms = Contracts(terms) if isinstance(terms, pd.DataFrame) else terms
+        self._free:Any = False if self.terms is None else self.terms.settle(self) # whose price may be 0
 
     @property
     def columns(self)->list[str]:
@@ -81,8 +86,9 @@ class _Prices(_Market):
         "Prices of `symbols`"
         matrix, i = _matrix(self, at), self.row(session)
         price = matrix[i].take(_places(self, symbols))
-        if at not in self._broken: self._broken[at] = _bad(matrix).any(axis=1).tolist()
-        if self._broken[at][i]: _refuse(price, session, at, symbols, stakes)
+        if at not in self._broken: self._broken[at] = _bad(matrix, self._free).any(axis=1).tolist()
+        if self._broken[at][i]:
+            _refuse(price, session, at, symbols, stakes, self._free if self.terms is None else self._free.take(self._place))
         return price
 
     def column(self, session:pd.Timestamp, name:str, symbols:np.ndarray)->np.ndarray:

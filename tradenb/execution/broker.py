@@ -15,6 +15,7 @@ from numba import njit
 
 from .bars import Bars
 from .costs import Costs
+from .options import lacking
 from .orders import Broker, Fills, Orders, placed
 
 # %% ../../nbs/execution/broker.ipynb #df68f664
@@ -42,11 +43,13 @@ def resting_price(
 def _prices(bars, orders, session):
     "What is quoted, NaN where there is no bar, and at what the orders fill, NaN where they do not"
     names, shares, at, limit = orders.symbols, orders.shares, orders.at, orders.limit
+    if bars.terms is not None and at in ("twap", "day"): bars.terms.refuse(names, shares, at)
     if at == "twap": return (_mean_price(bars, session, names, shares),)*2
     if at == "day":
         first, high, low, last = (bars.price(session, c, names, shares) for c in ("open", "high", "low", "close"))
         return first, resting_price(shares, first, high, low, last, limit, orders.stop)
     quoted = bars.price(session, at, names, shares)
+    if bars.terms is not None: quoted = bars.terms.quotes(bars, session, at, names, shares, quoted)
     if limit is None: return quoted, quoted
     side = np.sign(shares)
     return quoted, np.where((limit != limit) | (side*quoted < side*limit), quoted, np.nan)
@@ -60,12 +63,13 @@ def _mean_price(bars, session, names, shares):
     return np.where(vwap == vwap, vwap, mean)
 
 # %% ../../nbs/execution/broker.ipynb #f1da24d9
-def _refused(orders, quoted, bars):
+def _refused(orders, quoted, bars, session=None):
     "Shares without the orders that no broker could take, and why"
     asked = orders.shares
     lost = (asked != 0) & ~np.isfinite(asked*quoted)
     reason = lambda name, n: (f"asked for {n} shares" if not np.isfinite(n) else
-                              "no bar: halted or delisted" if name in bars.symbols else "no such name in the market")
+                              "no such name in the market" if name not in bars.symbols else
+                              lacking(bars, name, n, session, orders.at))
     return np.where(lost, 0., asked), [(str(orders.symbols[i]), reason(orders.symbols[i], asked[i]))
                                        for i in lost.nonzero()[0]]
 
@@ -98,7 +102,7 @@ def _covered(orders, shares, can):
 def _within(shares, volume, participation, lot):
     "Shares, of which no more is left than a part of the volume"
     room = participation*np.where(volume > 0, volume, 0.)
-    if lot: room = np.floor(room/lot)*lot
+    if np.any(lot): room = np.where(lot, np.floor(room/np.where(lot, lot, 1.))*lot, room)
     return np.where(np.abs(shares) > room, np.copysign(room, shares) + 0., shares)
 
 # %% ../../nbs/execution/broker.ipynb #01aeb396
@@ -130,7 +134,7 @@ class Sim:
         if self._strict or not whole: # nothing is missing on most days
             shares, why = _bounded(self, orders, session, quoted, price)
             paid, traded, _ = _paid(shares, price)
-        return Fills(orders.symbols, shares, paid, _bill(self, orders, session, traded), why)
+        return Fills(orders.symbols, shares, paid, _bill(self, orders, shares, session, traded), why)
 
 # %% ../../nbs/execution/broker.ipynb #4fcdd86f
 @njit(cache=True)
@@ -151,13 +155,14 @@ def _bounded(sim, orders, session, quoted, price):
     "What is filled of the orders within this broker's bounds, and why the others were refused"
     shares = np.where(price == price, orders.shares, 0.)
     if not sim._strict and _as_asked(orders.shares, shares): return shares, () # what is missing was not asked for
-    shares, why = _refused(orders, quoted, sim.bars)
+    shares, why = _refused(orders, quoted, sim.bars, session)
     for keep, more in _permissions(sim, orders, session):
         shares, told = keep(orders, shares, more)
         why += told
     shares = np.where(price == price, shares, 0.)
     if sim.participation is not None:
-        shares = _within(shares, sim.bars.column(session, "volume", orders.symbols), sim.participation, sim.lot)
+        lot = sim.lot if sim.bars.terms is None else sim.bars.terms.lots(orders.symbols, sim.lot)
+        shares = _within(shares, sim.bars.column(session, "volume", orders.symbols), sim.participation, lot)
     return shares, tuple(why)
 
 # %% ../../nbs/execution/broker.ipynb #25e2f4c7
@@ -165,8 +170,11 @@ def _permissions(sim, orders, session):
     "The bounds that a broker was made with, and what each has to know"
     if sim.lot is not None: yield _in_lots, sim.lot
     names, of = orders.symbols, sim.shortable
-    if of is not None: yield _covered, np.array(of(session, names) if callable(of) else [n in of for n in names], bool)
+    if of is None: return
+    can = np.array(of(session, names) if callable(of) else [n in of for n in names], bool)
+    yield _covered, can if sim.bars.terms is None else can | (sim.bars.terms.rows(names) >= 0) # options are written
 
-def _bill(sim, orders, session, traded):
-    if not sim._informed: return sim.costs.charge(traded, orders.nav)
-    return sim.costs.charge(traded, orders.nav, sim.bars.conditions(session, orders.at, orders.symbols))
+def _bill(sim, orders, shares, session, traded):
+    options = {} if sim.bars.terms is None else {"units": sim.bars.terms.units(orders.symbols, shares)}
+    if not sim._informed: return sim.costs.charge(traded, orders.nav, **options)
+    return sim.costs.charge(traded, orders.nav, sim.bars.conditions(session, orders.at, orders.symbols), **options)

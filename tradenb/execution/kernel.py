@@ -16,9 +16,10 @@ from numba import njit
 
 from .actions import carry, happen
 from .bars import Bars
-from .book import orders_to
+from .book import orders_to, solvent
 from .ledger import Ledger
-from .orders import Broker
+from .options import carried, expire, lacking
+from .orders import Broker, Fills, Orders
 from ..portfolio.rules import Rule, State, compose, nothing
 
 # %% ../../nbs/execution/kernel.ipynb #0282b477
@@ -27,23 +28,37 @@ def _befall(entry, before, bars, broker, lot):
     costs, book = getattr(broker, "costs", None), entry.book
     if costs is not None and costs.has_carry:
         market = bars.conditions(entry.session, "open", book.symbols) if costs.needs_conditions else None
-        owed = costs.carry(book.shares*book.marks, book.cash, (entry.session - before).days, market)
+        value = book.shares*book.marks
+        if bars.terms is not None: value = bars.terms.stocks(book.symbols, value) # nobody lends an option
+        owed = costs.carry(value, book.cash, (entry.session - before).days, market)
         entry.befall(carry(book, *owed))
+    if bars.terms is not None: entry.befall(expire(entry.book, bars.terms, entry.session, bars.actions, before))
     if bars.actions is not None: entry.befall(happen(entry.book, bars.actions, before, entry.session, lot))
 
 # %% ../../nbs/execution/kernel.ipynb #b04538ea
 _TRADED = {"next_open": "open", "next_close": "close", "next_twap": "twap", "same_close": "close"}
 
-def _trade(entry, target, at, bars, broker, lot):
-    "Fill `target` in this session"
-    book, session = entry.book, entry.session
+def _trade(entry, decided, at, bars, broker, lot):
+    "Fill in this session what `decided` left pending"
+    book, session, target = entry.book, entry.session, decided.pending
     prices = bars.price(session, "open" if at == "twap" else at, book.symbols, target, book.shares)
-    orders = orders_to(target, book.shares, book.worth(prices), prices, book.symbols, lot, at)
+    nav = book.worth(prices)
+    if decided.sized == "at_decision":
+        shares = target if decided is entry else carried(target, decided, session, bars, lot)
+        fills = broker.trade(Orders(book.symbols, shares, solvent(nav), at, held=book.shares), session).on(book.symbols)
+        return entry.trade(fills, nav)
+    if bars.terms is not None: prices = _seen(prices) # nothing is sized at a price of nothing
+    orders = orders_to(target, book.shares, nav, prices, book.symbols, _lots(bars, book, lot), at)
     fills = broker.trade(orders, session).on(book.symbols)
-    if len(lost := _unpriced(target, book.shares, prices)):
-        why = tuple((str(name), "no bar: halted or delisted") for name in book.symbols[lost])
-        fills = replace(fills, rejects=(*fills.rejects, *why))
+    if len(lost := _unpriced(target, book.shares, prices)): fills = _refusing(fills, lost, bars, session, at)
     entry.trade(fills, orders.nav)
+
+def _lots(bars, book, lot): return lot if bars.terms is None else bars.terms.lots(book.symbols, lot)
+
+def _refusing(fills, lost, bars, session, at):
+    "The same fills, and why there are none of the names at `lost`"
+    why = tuple((str(fills.symbols[i]), lacking(bars, fills.symbols[i], 0., session, at)) for i in lost)
+    return replace(fills, rejects=(*fills.rejects, *why))
 
 @njit(cache=True)
 def _unpriced(target, shares, prices):
@@ -58,7 +73,9 @@ def _decide(entry, ledger, bars, scores, rule):
         weights, idle = _ruled(rule.limits, None, entry, ledger, bars), True
     else:
         symbols, values = ledger.align(scores)
-        if symbols is not entry.book.symbols: _meet(entry, symbols, bars)
+        if symbols is not entry.book.symbols:
+            if bars.terms is not None: symbols, values = bars.terms.joined(symbols, values)
+            _meet(entry, symbols, bars)
         weights, idle = _ruled(rule, values, entry, ledger, bars) if callable(rule) else values, False
     entry.pending, moves, infinite = _left_alone(weights, entry.book.weights, callable(rule))
     if idle and not moves: entry.pending = None
@@ -76,6 +93,20 @@ def _left_alone(weights, held, ruled):
         if out[i] != held[i]: moves = True
         elif ruled and held[i] != 0: out[i] = np.nan
     return out, moves, infinite
+
+# %% ../../nbs/execution/kernel.ipynb #258899fa
+def _size(entry, bars, lot, sized):
+    "Make the weights just decided shares to trade"
+    if sized not in _SIZED: raise ValueError(f"sized is {sized!r}; it is one of {', '.join(_SIZED)}")
+    entry.sized, weights, book = sized, entry.pending, entry.book
+    if weights is None or sized == "at_fill": return
+    closes = _seen(book.marks)
+    entry.pending = orders_to(weights, book.shares, book.nav, closes, book.symbols, _lots(bars, book, lot)).shares
+    if len(lost := _unpriced(weights, np.zeros(len(weights)), closes)):
+        fills = entry.fills.on(book.symbols) if entry.fills else Fills(book.symbols, *np.zeros((3, len(weights))))
+        entry.fills = _refusing(fills, lost, bars, entry.session, "close")
+
+_SIZED = "at_fill", "at_decision"
 
 # %% ../../nbs/execution/kernel.ipynb #7dbc0bef
 def _ruled(rule, scores, entry, ledger, bars):
@@ -155,7 +186,8 @@ def step(
     broker:Broker,                # who fills
     rules:Callable | Sequence[Callable]=(), # scores to weights; none: the scores are target weights
     fill:str="next_open",         # "next_open", "next_close", "next_twap", "same_close" (research only)
-    lot:float | None=None,        # smallest tradable number of shares, None: fractional
+    lot:float | None=None,        # smallest tradable number of shares, None: fractional; an option has its own
+    sized:str="at_fill",          # when weights become shares: "at_fill", or "at_decision", and those are traded
 )->Ledger:                        # the same ledger, with this session booked
     "The account, one session later"
     if not isinstance(session, pd.Timestamp): session = pd.Timestamp(session)
@@ -165,12 +197,14 @@ def step(
     entry, at, last = ledger.entry(session, fill), _TRADED[fill], ledger.last
     _check_next(ledger, session, bars)
     if last: _befall(entry, last.session, bars, broker, lot)
-    if last and last.pending is not None: _trade(entry, last.pending, at, bars, broker, lot)
+    if last and last.pending is not None: _trade(entry, last, at, bars, broker, lot)
     book = entry.book
     entry.mark(bars.price(session, "close", book.symbols, book.shares))
     _decide(entry, ledger, bars, scores, composed(rules))
+    if sized != "at_fill": _size(entry, bars, lot, sized)
     if fill == "same_close" and entry.pending is not None:
-        _trade(entry, entry.pending, at, bars, broker, lot)
+        _trade(entry, entry, at, bars, broker, lot)
+        if bars.terms is not None: entry.mark(bars.price(session, "close", entry.book.symbols)) # not at bid or ask
         entry.pending = None
     return ledger.append(entry)
 

@@ -38,8 +38,14 @@ class _Standing(Statements):
     def pending(self)->pd.Series | None:
         "Weights decided at the last close and not traded yet; what is left alone keeps the weight it has"
         if self.last is None or (decided := self.last.pending) is None: return None
-        weights = np.where(np.isnan(decided), self.book.weights, decided)
+        if self.last.sized == "at_decision": weights = (self.book.shares + decided)*self.book.marks/self.book.nav
+        else: weights = np.where(np.isnan(decided), self.book.weights, decided)
         return pd.Series(weights, pd.Index(self.symbols, dtype="str"), name="weight").sort_index()
+    @property
+    def pending_shares(self)->pd.Series | None:
+        "Shares decided at the last close and not traded yet, signed; None where weights become shares at the fill"
+        if self.last is None or self.last.pending is None or self.last.sized == "at_fill": return None
+        return pd.Series(self.last.pending, pd.Index(self.symbols, dtype="str"), name="shares").sort_index()
     @property
     def flags(self)->set[str]:
         "What a report must say about this account"
@@ -173,7 +179,8 @@ def _tomorrow(entry):
     "Second line of an entry's file: what the next session needs"
     book, memory = entry.book, entry.memory
     def some(x): return {s: v if v == v else None for s, v in zip(book.symbols, x.tolist(), strict=True) if v}
-    return dict(pending=None if entry.pending is None else some(entry.pending),
+    told = {} if entry.sized == "at_fill" else {"sized": entry.sized}
+    return dict(pending=None if entry.pending is None else some(entry.pending), **told,
                 marks=some(np.where(book.shares == 0, book.marks, 0.)),
                 arrays={k: v.tolist() for k, v in memory.items() if isinstance(v, np.ndarray)},
                 values={k: v for k, v in memory.items() if not isinstance(v, np.ndarray)})
@@ -206,7 +213,9 @@ def _replay(ledger, page, tomorrow=None):
     if tomorrow:
         symbols, pending, marks = entry.book.symbols, tomorrow["pending"], tomorrow["marks"]
         entry.pending = None if pending is None else placed(np.array([*pending.values()], float), [*pending], symbols)
-        entry.mark(placed([*marks.values()], [*marks], symbols, np.nan))
+        entry.sized = tomorrow.get("sized", "at_fill")
+        told = placed([*marks.values()], [*marks], symbols, np.nan)
+        entry.mark(np.where(np.isnan(told) & (entry.book.shares == 0), 0., told)) # an option may be worth nothing
         entry.memory = tomorrow["values"] | {k: np.array(v, dtype=float) for k, v in tomorrow["arrays"].items()}
     ledger.append(entry)
 

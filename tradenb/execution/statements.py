@@ -66,6 +66,7 @@ class _Happened(_Rates):
 
 # %% ../../nbs/execution/statements.ipynb #55798ed9
 _REDEEMED = "delisting", "fraction"
+_SETTLED = "exercise", "assignment", "expiry", "delivery"
 
 def _sum(events, kinds): return sum(e.cash for e in events if e.kind in kinds)
 
@@ -88,6 +89,10 @@ class _Flows(_Happened):
     def redeemed(self)->pd.Series:
         "Received for delisted shares and for fractions after a split, dollars"
         return self._of("redeemed", *_REDEEMED)
+    @property
+    def settled(self)->pd.Series:
+        "Received at the end of options, less what was paid for the shares that they delivered, dollars"
+        return self._of("settled", *_SETTLED)
 
 # %% ../../nbs/execution/statements.ipynb #b4b5ddfe
 def _positions(lines, symbols):
@@ -158,6 +163,7 @@ class Statements(_Journal):
         line, before = self.lines[i], self.lines[i-1].cash if i else self.opening
         cents = lambda dollars: round(100*float(dollars))
         kinds = {"borrow": ["borrow"], "interest": ["interest"], "dividends": ["dividend"], "redeemed": _REDEEMED}
+        if any(e.kind in _SETTLED for e in line.events): kinds["settled"] = _SETTLED
         told = {name: cents(_sum(line.events, of)) for name, of in kinds.items()} | {"costs": -cents(add_up(line.cost))}
         start, end, nav = cents(before), cents(line.cash), cents(line.nav)
         told = {"cash before": start, "sold less bought": end - start - sum(told.values())} | told

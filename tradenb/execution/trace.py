@@ -69,7 +69,7 @@ def _again(ledger, bars, scores, rules, costs, lot)->Iterator[tuple[Any, Any, _T
         row = scores.loc[line.session] if scores is not None and line.session in scores.index else None
         if scores is None: _book(account, line, ledger)
         else:
-            step(account, line.session, bars, row, broker, watched, ledger.last.fill, lot)
+            step(account, line.session, bars, row, broker, watched, ledger.last.fill, lot, ledger.last.sized)
             _check_orders(line, broker, ledger)
         _check_nav(line, account.book.nav)
         yield account.last, before, broker, {n: notes.get(n) for n in names}, row
@@ -149,7 +149,8 @@ def _parts(entry, traded, broker, bars, paid):
     if not traded.any(): return {k: 0*traded for k in PARTS}
     at = {"next_open": "open", "next_twap": "twap"}.get(entry.fill, "close")
     market = bars.conditions(entry.session, at, entry.book.symbols) if broker.costs.needs_conditions else None
-    parts = broker.costs.parts(traded, entry.basis, market)
+    units = None if bars.terms is None else bars.terms.units(entry.book.symbols, entry.fills.on(entry.book.symbols).shares)
+    parts = broker.costs.parts(traded, entry.basis, market, units)
     if abs((total := sum(p.sum() for p in parts.values())) - paid.sum()) >= .005:
         raise ValueError(f"these costs come to {total:,.2f} on {entry.session:%Y-%m-%d}, and {paid.sum():,.2f} was "
                          "paid; trace with the costs of the account, or without")

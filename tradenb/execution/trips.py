@@ -96,7 +96,8 @@ def round_trips(
     return _told(who, dict(zip(_STATE, state.T, strict=True)), symbols, sessions, close)
 
 # %% ../../nbs/execution/trips.ipynb #3144c29a
-_KINDS = {"split": _SPLIT, "dividend": _CASH, "borrow": _CASH, "delisting": _TRADE, "fraction": _TRADE}
+_KINDS = {"split": _SPLIT, **dict.fromkeys(("dividend", "borrow"), _CASH),
+          **dict.fromkeys(("delisting", "fraction", "exercise", "assignment", "expiry", "delivery"), _TRADE)}
 
 def _rows(fills, events):
     "What happened, the events of a session before its fills"
@@ -200,7 +201,9 @@ def _bill(session, done, basis, costs, bars, at):
     if need and bars is None:
         raise ValueError("these costs depend on volatility and volume; pass bars=, the account's market")
     conditions = bars.conditions(session, at, symbols) if need else None
-    return {part: float(dollars.sum()) for part, dollars in costs.parts(traded, basis, conditions).items()}
+    options = None if bars is None else bars.terms
+    units = None if options is None else options.units(symbols, done["shares"].to_numpy())
+    return {part: float(dollars.sum()) for part, dollars in costs.parts(traded, basis, conditions, units).items()}
 
 def _check_parts(parts, costs):
     off = (parts - costs).abs()

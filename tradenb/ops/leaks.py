@@ -17,9 +17,11 @@ import pandas as pd
 
 from ..core.panel import Dataset
 from ..data.adjust import adjusted
+from ..data.kinds import KINDS
 from ..data.quality import eligible
 from ..models.base import clone
 from .line import Market, bars_of, dataset, gather, learner, macro_of
+from .options import chains, told_of
 from .recipe import Recipe, Step, named
 from .supply import END, store_of
 from ..validation.canaries import canary
@@ -37,17 +39,30 @@ class _Sample:
     n:int                 # evenings
     rng:np.random.Generator
 
-    def tables(self, when=END)->tuple: # bars as printed, and the macro series or None
+    def tables(self, when=END)->tuple: # bars as printed, the macro series or None, the chains or None
         "What was known at the close of `when`"
-        bars, of = bars_of(self.recipe, self.home, when), macro_of(self.recipe)
+        bars, of, options = bars_of(self.recipe, self.home, when), macro_of(self.recipe), chains(self.recipe)
         bars = bars[bars.index.get_level_values("symbol").isin(self.names)].drop(columns=["known_at", "fetched_at"])
-        return bars, store_of(of, self.home).as_of("macro", when, symbols=of.symbols) if of else None
+        macro = store_of(of, self.home).as_of("macro", when, symbols=of.symbols) if of else None
+        return bars, macro, _quotes(store_of(options, self.home), when, options) if options else None
 
-    def line(self, bars, macro=None)->Dataset:
+    def line(self, bars, macro=None, chain=None)->Dataset:
         "From prints to a dataset, as `ops.line` goes"
         d = self.recipe.data
         panel, ok = adjusted(bars, d.convention, "first"), eligible(bars, **d.quarantine)
-        return dataset(self.recipe, replace(self.market, panel=panel, macro=macro, eligible=ok), self.home)
+        market = replace(self.market, panel=panel, macro=macro, eligible=ok, chain=_priced(chain))
+        return dataset(self.recipe, market, self.home)
+
+_EVENINGS = 300 # of chains that are tried: longer than a year's rank of a volatility looks back
+
+def _quotes(store, when, of):
+    "The last chains that were known"
+    told = store.as_of("chain", when, of.symbols, start=of.start, end=of.end).drop(columns="fetched_at")
+    return told[told["session"] >= told["session"].drop_duplicates().sort_values().iloc[-_EVENINGS:].iloc[0]]
+
+def _priced(chain):
+    "A chain as features read it; a future that was made up may tell a contract twice"
+    return None if chain is None else told_of(chain.drop_duplicates([*KINDS["chain"].key], ignore_index=True))
 
 def _sampled(recipe, home, market, n, names):
     rng, all_ = np.random.default_rng(recipe.seed), market.panel.index.unique("symbol")
@@ -61,14 +76,21 @@ def _told(found)->tuple[bool, str]:
     lines = [x.strip() for x in found.summary().splitlines()]
     return found.ok, lines[0].partition(": ")[2] if found.ok else "; ".join(lines[1:])
 
-def _call(step, panel, **more):
-    takes = inspect.signature(named("features", step.name)).parameters
-    return step.make("features", panel=panel, **{k: v for k, v in more.items() if k in takes})
+def _call(kind, step, panel, **more):
+    takes = inspect.signature(named(kind, step.name)).parameters
+    given = {"panel": panel, **more, **({"chain": _priced(more["chain"])} if "chain" in takes else {})}
+    return step.make(kind, **{k: v for k, v in given.items() if k in takes})
 
-def _feature(of:_Sample, step:Step, panel, macro)->_Lines:
-    tables = {} if macro is None else {"macro": macro}
-    fn = partial(_call, step)
-    yield "the future", *_told(audit(fn, panel, of.n, of.rng, **tables))
+def _read(kind, step, tables):
+    "Those of the tables that a step reads"
+    return {k: v for k, v in tables.items() if k in inspect.signature(named(kind, step.name)).parameters}
+
+def _tries(of, tables): return min(of.n, 3) if "chain" in tables else of.n # a history of chains takes its time
+
+def _feature(of:_Sample, step:Step, panel, given)->_Lines:
+    fn, tables = partial(_call, "features", step), _read("features", step, given)
+    yield "the future", *_told(audit(fn, panel, _tries(of, tables), of.rng, **tables))
+    if "chain" in tables: return # a chain of one evening is known at that evening: nothing warms up in it
     made = named("features", step.name)
     told = warm_up(fn, _late(panel, 800), 1, declared=None if step.args else _lookback(made), **tables)
     yield "warm-up", *_settled(told)
@@ -88,10 +110,12 @@ def _settled(told)->tuple[bool | None, str]:
     return True, seen + said
 
 # %% ../../nbs/ops/leaks.ipynb #805bf677
-def _label(of:_Sample, panel)->_Lines:
-    fill = of.recipe.execution.fill
-    make = lambda panel: of.recipe.label.make("label", panel=panel, fill=fill)
-    yield "the future", *_told(audit_label(make, panel, of.n, of.rng))
+def _label(of:_Sample, panel, given)->_Lines:
+    label, fill = of.recipe.label, of.recipe.execution.fill
+    make = lambda panel, **tables: _call("label", label, panel, fill=fill, **tables)
+    tables = _read("label", label, given)
+    if tables: yield "the future", *_told(audit(make, panel, _tries(of, tables), of.rng, **tables))
+    else: yield "the future", *_told(audit_label(make, panel, of.n, of.rng))
 
 def _split(of:_Sample, ds)->_Lines:
     folds, met = 0, []
@@ -113,13 +137,12 @@ class _Last:
     def split(self, ds): return list(self.splitter.split(ds))[-self.folds:]
 
 # %% ../../nbs/ops/leaks.ipynb #90bca627
-def _whole(of:_Sample, bars, macro)->_Lines:
-    tables = {} if macro is None else {"macro": macro}
-    yield "the future", *_told(audit(of.line, bars, max(3, of.n//2), of.rng, **tables))
+def _whole(of:_Sample, bars, tables)->_Lines:
+    yield "the future", *_told(audit(of.line, bars, 3 if "chain" in tables else max(3, of.n//2), of.rng, **tables))
 
-def _data(of:_Sample, bars, macro)->_Lines:
+def _data(of:_Sample, bars, tables)->_Lines:
     days = bars.index.unique("session")
-    if macro is not None: days = days[days > macro["known_at"].min()]
+    for table in tables.values(): days = days[days > table["known_at"].min()]
     tries = days[[len(days)//2, 3*len(days)//4, -1]]
     known = lambda t: of.tables(END if t == days[-1] else t)
     ok, said = _told(audit_as_of(of.line, known, tries))
@@ -170,16 +193,17 @@ def audit_recipe(
     "Does anything in this recipe know the future?"
     from tqdm import tqdm
     of = _sampled(recipe, home, gather(recipe, home, progress=progress), n, names)
-    bars, macro = of.tables()
-    panel, ds = adjusted(bars, recipe.data.convention, "first"), of.line(bars, macro)
+    bars, *others = of.tables()
+    tables = {k: v for k, v in zip(("macro", "chain"), others, strict=True) if v is not None}
+    panel, ds = adjusted(bars, recipe.data.convention, "first"), of.line(bars, **tables)
     late, bars = _late(panel), _late(bars)
     parts:list[tuple[str, Callable]] = [
-        *((f"features.{step.name}", partial(_feature, of, step, late, macro)) for step in recipe.features),
-        (f"label.{recipe.label.name}", partial(_label, of, late)),
-        ("the whole line", partial(_whole, of, bars, macro)),
+        *((f"features.{step.name}", partial(_feature, of, step, late, tables)) for step in recipe.features),
+        (f"label.{recipe.label.name}", partial(_label, of, late, tables)),
+        ("the whole line", partial(_whole, of, bars, tables)),
         (f"split.{recipe.split.name}", partial(_split, of, ds)),
         (f"model.{recipe.model.name}", partial(_learn, of, ds)),
-        ("data", partial(_data, of, bars, macro))]
+        ("data", partial(_data, of, bars, tables))]
     rows = [(part, *line) for part, check in tqdm(parts, desc="parts", disable=not progress) for line in check()]
     days = panel.index.unique("session")
     about = f"{len(of.names)} names, {len(days)} sessions, {days[0]:%Y-%m-%d} to {days[-1]:%Y-%m-%d}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Market', 'fetch_missing', 'macro_of', 'known_sessions', 'gather', 'acts_of', 'bars_of', 'dataset', 'Remembered',
-           'learner', 'last_training', 'trained', 'score', 'tonight', 'account', 'rules_of']
+           'learner', 'last_training', 'trained', 'score', 'tonight', 'account', 'traded', 'rules_of']
 
 # %% ../../nbs/ops/line.ipynb #dc709f5d
 import hashlib
@@ -32,8 +32,9 @@ from ..models.base import load as load_model
 from ..models.files import describe
 from ..models.lookback import learning
 from ..models.promise import counted, lookback
-from .recipe import Data, Macro, Recipe
+from .recipe import Data, Recipe, RecipeError, Source
 from .names import named, seeded, wants_sectors
+from .options import chain_of, chains, positions
 from .supply import END, expected, listings, store_of, supply
 from .supply import named as renamed
 from .tracking import code_digest
@@ -53,6 +54,7 @@ class Market:
     restated: bool = False        # corrections that came after the session's close were used: without them it was RED
     prints: pd.DataFrame | None = None  # bars as printed, USD, which is what an account trades at; None: as `panel`
     actions: pd.DataFrame | None = None # splits, dividends and delistings, by (session, symbol)
+    chain: pd.DataFrame | None = None   # option chains with our own volatilities and Greeks (ops.options)
     @cached_property
     def bars(self)->Bars: return Bars(self.panel if self.prints is None else self.prints, self.actions)
     @property
@@ -67,8 +69,8 @@ def fetch_missing(
     progress:bool=False, # show a bar over the names
 )->int:                  # rows written
     "Ask the sources for what their stores do not have"
-    macro = macro_of(recipe)
-    return supply(recipe, home, progress=progress).rows + (supply(macro, home, "macro").rows if macro else 0)
+    others = ("macro", macro_of(recipe)), ("chain", chains(recipe))
+    return supply(recipe, home, progress=progress).rows + sum(supply(of, home, kind).rows for kind, of in others if of)
 
 def macro_of(
     recipe:Recipe, # its data part says which
@@ -76,7 +78,7 @@ def macro_of(
     "Where a recipe's macro series come from"
     d = recipe.data
     if not d.macro: return None
-    own = Macro(source=d.source, settings=d.settings) if d.macro is True else d.macro
+    own = Source(source=d.source, settings=d.settings) if d.macro is True else d.macro
     return Data(source=own.source, settings=own.settings, symbols=own.symbols, start=d.start, end=d.end)
 
 # %% ../../nbs/ops/line.ipynb #f94a0903
@@ -107,11 +109,12 @@ def gather(
     verdict.raise_if_red()
     macro = macro_of(recipe)
     macro = store_of(macro, home).as_of("macro", when or END, symbols=macro.symbols) if macro else None
-    prints = "-".join(fingerprint(x) for x in (seen, macro) if x is not None)
+    chain = chain_of(recipe, home, when) if recipe.options else None
+    prints = "-".join(fingerprint(x) for x in (seen, macro, chain) if x is not None)
     vendor, fetched = "+".join(sorted(seen["vendor"].unique())), f"{seen['fetched_at'].max():%Y-%m-%d}"
     ok = eligible(seen, **d.quarantine)
     return Market(adjusted(seen, d.convention, "first"), macro, ok, verdict, prints, vendor, fetched, restated,
-                  seen, acts_of(d, seen))
+                  seen, acts_of(d, seen), chain)
 
 # %% ../../nbs/ops/line.ipynb #c7a59940
 def acts_of(
@@ -148,19 +151,21 @@ def dataset(
     home:str | Path="var", # where the models of a recipe's sleeves are kept
 )->Dataset:           # every row that may be scored; label NaN and known_at NaT where it is not known yet
     "Features with labels, on one index"
-    given = {"panel": market.panel, "macro": market.macro}
+    given = {"panel": market.panel, "macro": market.macro, "chain": market.chain, "fill": recipe.execution.fill}
     families = [*([_sleeves(recipe, market, home)] if recipe.sleeves else []),
-                *(_family(step, given) for step in recipe.features)]
+                *(_called("features", step, given) for step in recipe.features)]
     X = pd.concat(families, axis=1)
     if recipe.sleeves: X = X.reindex(families[0].index) # where no sleeve has a score there is nothing to weigh
     there = families[0].notna().any(axis=1) if recipe.sleeves else families[0].notna().all(axis=1)
     X = X[market.eligible.reindex(X.index, fill_value=False) & there.reindex(X.index)]
-    label = recipe.label.make("label", panel=market.panel, fill=recipe.execution.fill).reindex(X.index)
+    label = _called("label", recipe.label, given).reindex(X.index)
     return Dataset(X, label["y"], pd.Series(1., X.index), label["known_at"].astype("datetime64[us]"))
 
-def _family(step, given):
-    takes = inspect.signature(named("features", step.name)).parameters
-    return step.make("features", **{k: v for k, v in given.items() if k in takes})
+def _called(kind, step, given):
+    takes = inspect.signature(named(kind, step.name)).parameters
+    if "chain" in takes and given["chain"] is None:
+        raise RecipeError(f"{kind}.{step.name} reads option chains, and the recipe has no part options to load them")
+    return step.make(kind, **{k: v for k, v in given.items() if k in takes})
 
 def _sleeves(recipe, market, home)->pd.DataFrame:
     "Scores of the sleeves, a column each; every one made out of fold, by the splitter of the recipe that asks"
@@ -284,9 +289,19 @@ def account(
     market:Market,        # what it trades on
 )->Ledger:                # one entry a session, from the first scored one on
     "The account of somebody who followed the recipe"
-    matrix, ex = wide(scores.to_frame("score"), "score"), recipe.execution
-    return run(matrix, market.bars, ex.costs.make("costs"), ex.fill, rules_of(recipe, market), ex.cash, ex.lot,
-               ex.participation, matrix.index[0])
+    (matrix, bars), ex = traded(recipe, scores, market), recipe.execution
+    return run(matrix, bars, ex.costs.make("costs"), ex.fill, rules_of(recipe, market), ex.cash, ex.lot,
+               ex.participation, matrix.index[0], ex.sized)
+
+def traded(
+    recipe:Recipe,        # does it trade the names that it scores, or their options?
+    scores:pd.Series,     # by (session, symbol)
+    market:Market,        # bars, chains
+)->tuple[pd.DataFrame, Bars]: # what the rules are given, (sessions, symbols), and the market that it is traded in
+    "Scores as the account takes them, and where"
+    if recipe.options is None: return wide(scores.to_frame("score"), "score"), market.bars
+    bars = market.panel if market.prints is None else market.prints
+    return positions(recipe, scores, market.chain, bars, market.actions)
 
 def rules_of(
     recipe:Recipe,        # its rules

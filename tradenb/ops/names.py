@@ -20,8 +20,10 @@ _WHERE: dict[str, tuple[str, dict]] = { # part of a recipe: floor, and its rooms
         "price": "core14 momentum trend inputs technical", "timeframes": "timeframe",
         "technical": "scale_free sma ema rsi macd bollinger atr roc",
         "cross_section": "cross", "seasons": "calendar=calendar_features earnings_season",
-        "context": "vix=vix_features vix_term macro=macro_features", "regimes": "trend_regime volatility_regime"}),
-    "label": ("labels", {"horizon": "forward_return", "barriers": "triple_barrier=barrier_label"}),
+        "context": "vix=vix_features vix_term macro=macro_features", "regimes": "trend_regime volatility_regime",
+        "gex": "dealer", "surface": "surface", "option_history": "implied_history"}),
+    "label": ("labels", {"horizon": "forward_return", "barriers": "triple_barrier=barrier_label",
+        "hedged": "hedged", "spreads": "spread=spread_label"}),
     "weights": ("labels", {"weights": "uniqueness time_decay"}),
     "split": ("validation", {"splits": "walk_forward=WalkForward purged_kfold=PurgedKFold cpcv=CPCV"}),
     "model": ("models", {
@@ -36,7 +38,9 @@ _WHERE: dict[str, tuple[str, dict]] = { # part of a recipe: floor, and its rooms
         "rebalance": "rebalance band hold",
         "limits": "cap notional_cap liquidity_cap sector_cap net_cap turnover_cap",
         "stops": "stop_loss take_profit trailing_stop atr_stop", "switches": "drawdown_breaker kill_switch",
-        "anytime": "anytime_switch"}),
+        "anytime": "anytime_switch",
+        "hedge": "standing delta_hedge vega_cap", "margin": "margin_cap"}),
+    "structures": ("portfolio", {"selection": "short_term volatility"}),
     "costs": ("execution", {"costs": "zero=Costs.zero flat=Costs.flat ranker=Costs.ranker realistic=Costs.realistic"}),
 }
 
@@ -50,7 +54,7 @@ class RecipeError(ValueError):
 
 # %% ../../nbs/ops/names.ipynb #f62b611a
 def named(
-    kind:str,    # which part of a recipe: features, label, weights, split, model, rules or costs
+    kind:str,    # which part of a recipe: features, label, weights, split, model, rules, structures or costs
     name:str,    # the name that the recipe uses
 )->Callable:     # the function or class behind it, imported now
     "What a recipe's name stands for"
