@@ -248,3 +248,31 @@ def test_real_chains(real_data):
     assert fits.rmse[fits.served].median() < .15 and fits.rmse[fits.served].max() < 1
     made = surface(None, fits=fits)
     assert made.atm_30.between(.08, .15).all() and (made.rr_25 < 0).all() and (np.ptp(made.atm_30) < .01)
+
+
+def test_an_arbitrage_far_beyond_the_scan_is_seen():
+    "g is positive all over the scanned range, and negative from k = 2.4 to 11.5: only the proof can know"
+    far = SVI(-4.0167, .8133, .1686, 1.1453, 5.0172)
+    proof = certificate(far)
+    assert proof.g_min > 0 and not proof.ok and proof.why == "negative density"
+    (lo, hi), = violations(far)
+    assert 2 < lo < 3 and 11 < hi < 12
+
+
+def test_wings_stop_at_the_bound_of_lee():
+    "Quotes that rise faster than any free market: the best curve has a slope of 2, and the rest adapts to it"
+    k = np.linspace(-.5, .5, 41)
+    w = .5 + 2.6 * np.maximum(k, 0) + .3 * np.maximum(-k, 0)
+    found = fit_svi(k, w, limit=np.inf)
+    assert found.wings[1] == pytest.approx(2, abs=1e-12)
+    assert np.mean((found.w(k) - w)**2) <= best_of_scipy(k, w, np.ones(41), 20, np.random.default_rng(0)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", [312, 212])
+def test_the_lower_of_two_valleys(seed):
+    "Rough points whose plane has two valleys; downhill from the lowest cell alone ends 14% and 7% too high"
+    rng = np.random.default_rng(seed)
+    k = np.sort(rng.uniform(-.5, .5, 12))
+    w = np.maximum(.05 + .3 * rng.uniform(.2, 1) * np.abs(k - rng.uniform(-.3, .3)) + .02 * rng.normal(size=12), .005)
+    found = fit_svi(k, w, limit=np.inf)
+    assert np.mean((found.w(k) - w)**2) <= best_of_scipy(k, w, np.ones(12), 25, np.random.default_rng(0)) * (1 + 1e-6)

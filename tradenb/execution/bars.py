@@ -37,7 +37,7 @@ class _Market:
     def __init__(self,
         panel:pd.DataFrame,              # open and close, dollars; high, low, volume for those who ask
         actions:pd.DataFrame | Actions | None=None, # split, dividend, delisting by ex-date; None: adjusted prices
-        terms:pd.DataFrame | Contracts | None=None, # what options promise, by name, see data.contracts.terms; None: none
+        terms:pd.DataFrame | Contracts | None=None, # what options promise, see data.contracts.terms; None: none
     ):
         if panel.empty: raise ValueError("the panel has no rows; was it cut to sessions that it does not have?")
         check_panel(panel)
@@ -88,7 +88,8 @@ class _Prices(_Market):
         price = matrix[i].take(_places(self, symbols))
         if at not in self._broken: self._broken[at] = _bad(matrix, self._free).any(axis=1).tolist()
         if self._broken[at][i]:
-            _refuse(price, session, at, symbols, stakes, self._free if self.terms is None else self._free.take(self._place))
+            free = self._free if self.terms is None else self._free.take(self._place)
+            _refuse(price, session, at, symbols, stakes, free)
         return price
 
     def column(self, session:pd.Timestamp, name:str, symbols:np.ndarray)->np.ndarray:

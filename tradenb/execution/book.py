@@ -48,8 +48,9 @@ def orders_to(
 )->Orders:
     "What to trade so that the account holds `target`"
     solvent(nav)
-    if isinstance(lot, np.ndarray): return Orders(symbols, _asked_each(target, held, nav, prices, lot), nav, at, held=held)
-    return Orders(symbols, _asked(target, held, nav, prices, lot or 0.), nav, at, held=held)
+    if isinstance(lot, np.ndarray): shares = _asked_each(target, held, nav, prices, lot)
+    else: shares = _asked(target, held, nav, prices, lot or 0.)
+    return Orders(symbols, shares, nav, at, held=held)
 
 def solvent(
     nav:float, # dollars

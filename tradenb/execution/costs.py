@@ -115,6 +115,9 @@ def _bill(traded, nav, rates, sigma, adv, parts, total):
     return turnover
 
 # %% ../../nbs/execution/costs.ipynb #2840f353
+TIERS = (100e6, 50.), (10e6, 100.), (0., 200.) # dollars traded a day from which on, bps a year to borrow
+A_CONTRACT = .0065 # dollars a unit of an option: 65 cents a contract
+
 @njit(cache=True)
 def _lent(value, adv, borrow, years, out):
     "What the shares sold short cost in `years`, by name; the dollars sold short come back"
@@ -127,10 +130,7 @@ def _lent(value, adv, borrow, years, out):
             short -= value[i]
     return short
 
-# %% ../../nbs/execution/costs.ipynb #fe0053df
-TIERS = (100e6, 50.), (10e6, 100.), (0., 200.) # dollars traded a day from which on, bps a year to borrow
-A_CONTRACT = .0065 # dollars a unit of an option: 65 cents a contract
-
+# %% ../../nbs/execution/costs.ipynb #689b84d9
 class Costs(_Rates):
     "What trading and holding costs"
     @classmethod

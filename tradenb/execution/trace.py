@@ -149,7 +149,8 @@ def _parts(entry, traded, broker, bars, paid):
     if not traded.any(): return {k: 0*traded for k in PARTS}
     at = {"next_open": "open", "next_twap": "twap"}.get(entry.fill, "close")
     market = bars.conditions(entry.session, at, entry.book.symbols) if broker.costs.needs_conditions else None
-    units = None if bars.terms is None else bars.terms.units(entry.book.symbols, entry.fills.on(entry.book.symbols).shares)
+    symbols, done = entry.book.symbols, entry.fills
+    units = None if bars.terms is None or done is None else bars.terms.units(symbols, done.on(symbols).shares)
     parts = broker.costs.parts(traded, entry.basis, market, units)
     if abs((total := sum(p.sum() for p in parts.values())) - paid.sum()) >= .005:
         raise ValueError(f"these costs come to {total:,.2f} on {entry.session:%Y-%m-%d}, and {paid.sum():,.2f} was "

@@ -95,25 +95,41 @@ def _solve(h, y):
 
 # %% ../../nbs/features/repair.ipynb #b5eae5db
 @njit(cache=True)
-def _slopes(z, now, there, k, w, root, level, push, margin, grid, high, h, down):
-    "h = J'J and down = -J'r by differences: whether there is a positive variance all around"
-    slopes = np.empty((5, len(now)))
+def _dips(t, a, e, f, m, sigma, level, push, row):
+    "Slopes of the penalty push*(margin - g) at x = t sigma"
+    c = np.sqrt(1 + t*t)
+    x, v, slope = sigma*t, a + sigma*(e*t + f*c), e + f*t/c
+    side, tail = 1 - (m + x)*slope/(2*v), 1/(2*sigma*c**3)
+    dv = np.array([level, sigma*(c - t)/2, sigma*(c + t)/2, 0., v - a])
+    ds = np.array([0., (t/c - 1)/2, (t/c + 1)/2, 0., 0.])
+    dx, more = np.array([0., 0, 0, 1, x]), np.array([0., tail/2, tail/2, 0, -f*tail])
     for p in range(5):
-        step = 1e-7 if z[p] + 1e-7 <= high[p] else -1e-7
-        old = z[p]
-        z[p] += step
-        if _shortfall(z, k, w, root, level, push, margin, grid, there) == np.inf: z[p] = old; return False
-        z[p] = old
-        for i in range(len(now)): slopes[p, i] = (there[i] - now[i])/step
-    for p in range(5):
-        down[p] = 0.
-        for i in range(len(now)): down[p] -= slopes[p, i]*now[i]
-        for q in range(p + 1):
-            h[p, q] = 0.
-            for i in range(len(now)): h[p, q] += slopes[p, i]*slopes[q, i]
-            h[q, p] = h[p, q]
-    return True
+        turn = ((m + x)*slope*dv[p]/v - dx[p]*slope - (m + x)*ds[p])/(2*v)
+        row[p] = -push*(2*side*turn - slope*ds[p]/2*(1/v + .25) + slope*slope/4*dv[p]/(v*v) + more[p])
 
+# %% ../../nbs/features/repair.ipynb #96db759b
+@njit(cache=True)
+def _slopes(z, now, k, root, level, push, grid, h, down):
+    "h = J'J and down = -J'r; a penalty that is not paid has no slope"
+    a, m, sigma, n, row = z[0]*level, z[3], np.exp(z[4]), len(k), np.empty(5)
+    e, f = (z[2] - z[1])/2, (z[2] + z[1])/2
+    h[:], down[:] = 0., 0.
+    for i in range(n + len(grid)):
+        if i < n:
+            x = k[i] - m
+            s = np.sqrt(x*x + sigma*sigma)
+            row[0], row[1], row[2] = level, (s - x)/2, (s + x)/2
+            row[3], row[4] = -e - f*x/s, f*sigma*sigma/s
+            for p in range(5): row[p] *= root[i]/level
+        elif now[i] <= 0: continue
+        else: _dips(grid[i - n], a, e, f, m, sigma, level, push, row)
+        for p in range(5):
+            down[p] -= row[p]*now[i]
+            for q in range(p + 1): h[p, q] += row[p]*row[q]
+    for p in range(5):
+        for q in range(p): h[q, p] = h[p, q]
+
+# %% ../../nbs/features/repair.ipynb #7728854a
 @njit(cache=True)
 def _descend(z, k, w, root, level, push, margin, grid, low, high, steps):
     "Damped least squares within bounds, z is overwritten: mean squared error of w over the square of its level"
@@ -122,7 +138,7 @@ def _descend(z, k, w, root, level, push, margin, grid, low, high, steps):
     loss, tries = _shortfall(z, k, w, root, level, push, margin, grid, now), 0
     while steps > 0 and tries < 12:
         steps -= 1
-        if tries == 0 and not _slopes(z, now, there, k, w, root, level, push, margin, grid, high, h, down): break
+        if tries == 0: _slopes(z, now, k, root, level, push, grid, h, down)
         damped, pull = h.copy(), down.copy()
         for p in range(5):
             damped[p, p] += damp*h[p, p] + 1e-14

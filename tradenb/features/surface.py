@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'surface', 'surface_features', 'plot_surface', 'SVI', 'fit_svi', 'jump_wings', 'natural',
-           'from_jump_wings', 'from_natural', 'certificate', 'slices', 'points', 'plot_smile']
+           'from_jump_wings', 'from_natural', 'certificate', 'slices', 'points', 'plot_smile', 'model_free_vol']
 
 # %% ../../nbs/features/surface.ipynb #d40e5144
 import numpy as np
 import pandas as pd
 from numba import njit
 
-from .arbitrage import certificate # noqa: F401
-from .smile_points import plot_smile, points, slices, smile # noqa: F401
-from .svi import RAW, SVI, fit_svi, from_jump_wings, from_natural, jump_wings, natural # noqa: F401
+from .arbitrage import certificate
+from .smile_points import plot_smile, points, slices, smile
+from .svi import RAW, SVI, fit_svi, from_jump_wings, from_natural, jump_wings, natural
+from .variance import model_free_vol
 
 # %% ../../nbs/features/surface.ipynb #5f9d8063
 _all_ = ["SVI", "fit_svi", "jump_wings", "natural", "from_jump_wings", "from_natural", "certificate", "slices",
-         "points", "plot_smile"]
+         "points", "plot_smile", "model_free_vol"]
 
 # %% ../../nbs/features/surface.ipynb #bf41c768
 @njit(cache=True)

@@ -272,6 +272,9 @@ def day(
     progress:bool=False,                    # show a bar over the evenings that are due
 )->dict:                                    # the facts, as they are written to disk
     "Run the day; the same session twice is one day"
+    if recipe.options: raise ValueError(
+        f"{recipe.name} trades options, and an evening trades shares only as yet: there is no paper account for it. "
+        f"tradenb backtest {recipe.file} walks it through history")
     folder = account_folder(recipe, home)
     with alone(folder):
         known = known_sessions(recipe, home, progress)

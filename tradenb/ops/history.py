@@ -73,7 +73,8 @@ def by_day(
     returns = close.ffill().pct_change(fill_method=None)
     equal = returns.where(ok.reindex_like(returns).shift(1, fill_value=False)).mean(axis=1).reindex(nav.index)
     equal.iloc[0] = 0.   # on its first evening the account holds nothing yet either
-    unpriced = weights.abs().where(close.reindex(index=nav.index, columns=weights.columns).isna()).sum(axis=1)
+    known = weights.columns.intersection(close.columns) # contracts of options are marked by their chain
+    unpriced = weights[known].abs().where(close[known].reindex(nav.index).isna()).sum(axis=1)
     before, paid = nav.shift(1, fill_value=ledger.opening), ledger.costs - ledger.borrow - ledger.interest
     return pd.DataFrame({
         "nav": nav, "ret": ledger.returns, "gross": ledger.returns + paid/before, "turnover": ledger.turnover,

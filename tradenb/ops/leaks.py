@@ -61,8 +61,10 @@ def _quotes(store, when, of):
     return told[told["session"] >= told["session"].drop_duplicates().sort_values().iloc[-_EVENINGS:].iloc[0]]
 
 def _priced(chain):
-    "A chain as features read it; a future that was made up may tell a contract twice"
-    return None if chain is None else told_of(chain.drop_duplicates([*KINDS["chain"].key], ignore_index=True))
+    "A chain as features read it; a future that was made up may have odd strikes, and tell a contract twice"
+    if chain is None: return None
+    chain = chain.assign(strike=chain["strike"].round(3).clip(.001, 99_999.999))
+    return told_of(chain.drop_duplicates([*KINDS["chain"].key], ignore_index=True))
 
 def _sampled(recipe, home, market, n, names):
     rng, all_ = np.random.default_rng(recipe.seed), market.panel.index.unique("symbol")

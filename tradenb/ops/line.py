@@ -22,6 +22,7 @@ import pandas as pd
 from ..core.log import timed
 from ..core.panel import Dataset, wide
 from ..data.adjust import actions, adjusted
+from ..data.contracts import terms
 from ..data.quality import Audit, audit, eligible
 from ..data.store import fingerprint
 from ..execution.backtest import run
@@ -58,7 +59,7 @@ class Market:
     @cached_property
     def bars(self)->Bars: return Bars(self.panel if self.prints is None else self.prints, self.actions)
     @property
-    def simulated(self)->bool: return self.vendor.endswith(":simulated")
+    def simulated(self)->bool: return any(v.endswith(":simulated") for v in self.vendor.split("+"))
     @property
     def last(self)->pd.Timestamp: return self.panel.index[-1][0]
 
@@ -111,7 +112,9 @@ def gather(
     macro = store_of(macro, home).as_of("macro", when or END, symbols=macro.symbols) if macro else None
     chain = chain_of(recipe, home, when) if recipe.options else None
     prints = "-".join(fingerprint(x) for x in (seen, macro, chain) if x is not None)
-    vendor, fetched = "+".join(sorted(seen["vendor"].unique())), f"{seen['fetched_at'].max():%Y-%m-%d}"
+    told = [x for x in (seen, chain) if x is not None] # a market is as simulated as anything that is traded in it
+    vendor = "+".join(sorted({v for x in told for v in x["vendor"].unique()}))
+    fetched = f"{max(x['fetched_at'].max() for x in told):%Y-%m-%d}"
     ok = eligible(seen, **d.quarantine)
     return Market(adjusted(seen, d.convention, "first"), macro, ok, verdict, prints, vendor, fetched, restated,
                   seen, acts_of(d, seen), chain)
@@ -290,7 +293,8 @@ def account(
 )->Ledger:                # one entry a session, from the first scored one on
     "The account of somebody who followed the recipe"
     (matrix, bars), ex = traded(recipe, scores, market), recipe.execution
-    return run(matrix, bars, ex.costs.make("costs"), ex.fill, rules_of(recipe, market), ex.cash, ex.lot,
+    contracts = terms(matrix.columns.difference(market.panel.index.unique("symbol"))) if recipe.options else None
+    return run(matrix, bars, ex.costs.make("costs"), ex.fill, rules_of(recipe, market, contracts), ex.cash, ex.lot,
                ex.participation, matrix.index[0], ex.sized)
 
 def traded(
@@ -306,7 +310,11 @@ def traded(
 def rules_of(
     recipe:Recipe,        # its rules
     market:Market,        # its sectors, for the rules that ask for them
+    contracts:pd.DataFrame | None=None, # data.contracts.terms, for the rules that ask for them
 )->list:
     "The recipe's rules, made"
     of = market.panel["sector"].groupby(level="symbol").last().to_dict() if "sector" in market.panel else {}
-    return [r.make("rules", **({"sectors": of} if wants_sectors(r) and of else {})) for r in recipe.rules]
+    takes = lambda r: inspect.signature(named("rules", r.name)).parameters
+    given = lambda r: ({"sectors": of} if wants_sectors(r) and of else {}) | (
+        {"terms": contracts} if contracts is not None and "terms" in takes(r) else {})
+    return [r.make("rules", **given(r)) for r in recipe.rules]

@@ -40,6 +40,7 @@ def chain_of(
 )->pd.DataFrame:                     # a row a contract and session: quotes, our volatilities and Greeks, its name
     "The chains known at `when`, audited and priced"
     of = chains(recipe)
+    if of is None: raise ValueError(f"recipe {recipe.name} has no part options, so it reads no chains")
     seen = store_of(of, home).as_of("chain", when or END, of.symbols, start=of.start, end=of.end)
     audit(seen, kind="chain").raise_if_red()
     return told_of(seen)
@@ -67,6 +68,7 @@ def decided(
     bars:pd.DataFrame,  # of the underlyings
 )->pd.DataFrame:        # a row a leg: session, symbol, structure, trade, contract, weight, exit, expected, vega, why
     "Which structures are opened when, and why"
+    if recipe.options is None: raise ValueError(f"recipe {recipe.name} has no part options: it decides no structures")
     step = recipe.options.structures
     given = {"scores": scores, "chain": chain, "value": price, "bars": bars, "volatility": realised(bars)}
     takes = inspect.signature(named("structures", step.name)).parameters

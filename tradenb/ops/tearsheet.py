@@ -17,7 +17,7 @@ from ..core.panel import wide
 from ..execution.trips import cost_parts, trips
 from .capacity import CAPITALS, capacity
 from .history import Backtest
-from .line import account, gather, rules_of
+from .line import account, gather, rules_of, traded
 from .recipe import Recipe
 from ..validation.inference import block_length, stationary_bootstrap
 from ..validation.record import YEAR, check_returns, over
@@ -97,14 +97,14 @@ def _made(done, recipe, home, capitals):
         raise ValueError(f"backtest {done.folder.name} does not come out the same again (NAV differs by {off:,.2f}); "
                          "it was made by other code: run it again")
     carried = {k: -getattr(ledger, k) for k in ("borrow", "interest") if getattr(ledger, k).any()}
-    parts = cost_parts(ledger, costs, market.bars).assign(**carried)
+    parts = cost_parts(ledger, costs, traded(recipe, scores, market)[1]).assign(**carried)
     return trips(ledger), parts, _capacity(recipe, scores, market, costs if _sized(costs) else None, capitals)
 
 def _sized(costs): return bool(getattr(costs, "needs_conditions", False))
 
 def _capacity(recipe, scores, market, costs, capitals):
-    "Capacity; nothing where the market has no volume"
-    if "volume" not in market.panel or not (market.panel["volume"] > 0).any(): return pd.DataFrame()
+    "Capacity; nothing where the market has no volume, or the account trades options"
+    if recipe.options or "volume" not in market.panel or not (market.panel["volume"] > 0).any(): return pd.DataFrame()
     ex, matrix = recipe.execution, wide(scores.to_frame("score"), "score")
     how = dict(fill=ex.fill, lot=ex.lot, participation=ex.participation)
     return capacity(matrix, market.bars, costs, rules_of(recipe, market), capitals, **how)
