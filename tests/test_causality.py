@@ -66,6 +66,14 @@ OTHERS = {
     "seasons.of_sessions": "seen through calendar_features", "timeframes.Periods": "the calendar of timeframe",
     "prune.likeness": "of a training set", "prune.redundant": "fitted on a training set: see below", "prune.Pruned": "what redundant gives",
     "barriers.ewm_volatility": "the width of triple_barrier", "weights": "weights of labels that are given",
+    **dict.fromkeys(("svi_curve", "svi", "arbitrage", "repair", "ssvi", "smile_points", "dealers", "flip", "variance", "legs", "positions",
+                     "attribution"), "of one evening's chain, or of numbers; seen through the families of CHAINED"),
+    **dict.fromkeys(("gex", "hedging", "surface", "option_history", "hedged", "spreads"), "read a chain: see CHAINED below"),
+}
+# What makes a feature or a label of a history of option chains, and how to call it
+CHAINED = {
+    "gex.dealer": {}, "hedging.flows": {}, "surface.surface": {}, "option_history.implied_history": dict(window=20, past=(5,), lags=(1, 5)),
+    "hedged.hedged": dict(horizon=3), "spreads.spread_label": dict(template="vertical", horizon=3),
 }
 
 
@@ -107,6 +115,33 @@ def test_every_feature_and_label_that_exists(name, it):
     found = audit(fn, MARKET, n=4, rng=np.random.default_rng(7), **tables)
     assert found.ok, found.summary()
     assert (found.values > 0).all(), f"{found}: nothing was compared; give it a shorter look-back in CALLS"
+
+
+@pytest.mark.parametrize("name", CHAINED)
+def test_every_feature_and_label_of_option_chains(name):
+    from tradenb.data.chains import priced
+    from tradenb.data.kinds import KINDS
+    from tradenb.data.market import bars
+    from tradenb.data.simulated_chains import sample_history
+    chain = sample_history(30)
+    days = chain["session"].drop_duplicates()
+    spx = bars("indices", days.min() - pd.Timedelta(days=60), days.max()).query("symbol == 'SPX'")
+    panel = spx.set_index(["session", "symbol"])[["open", "high", "low", "close", "volume"]].sort_index()
+    it = dict(EXISTING)[name]
+    wants = "panel" in inspect.signature(it).parameters
+    def fn(panel, chain):
+        chain = chain.assign(strike=chain["strike"].round(3).clip(.001, 99_999.999)).drop_duplicates([*KINDS["chain"].key], ignore_index=True)
+        return it(priced(chain), **({"panel": panel} if wants else {}), **CHAINED[name])
+    found = audit(fn, panel, n=2, rng=np.random.default_rng(7), chain=chain)
+    assert found.ok, found.summary()
+    assert (found.values > 0).any()
+
+
+def test_no_recipe_reads_a_chain_untried():
+    from tradenb.ops.names import NAMES, named
+    reads = {f"{where.split(':')[0].rpartition('.')[2]}.{where.split(':')[1]}" for part in ("features", "label") for name, where in NAMES[part].items()
+             if "chain" in inspect.signature(named(part, name)).parameters}
+    assert reads and reads <= set(CHAINED)
 
 
 @pytest.mark.real
