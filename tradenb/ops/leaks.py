@@ -44,7 +44,7 @@ class _Sample:
         bars, of, options = bars_of(self.recipe, self.home, when), macro_of(self.recipe), chains(self.recipe)
         bars = bars[bars.index.get_level_values("symbol").isin(self.names)].drop(columns=["known_at", "fetched_at"])
         macro = store_of(of, self.home).as_of("macro", when, symbols=of.symbols) if of else None
-        return bars, macro, _quotes(store_of(options, self.home), when, options) if options else None
+        return bars, macro, _quotes(self, options, when) if options else None
 
     def line(self, bars, macro=None, chain=None)->Dataset:
         "From prints to a dataset, as `ops.line` goes"
@@ -55,10 +55,11 @@ class _Sample:
 
 _EVENINGS = 300 # of chains that are tried: longer than a year's rank of a volatility looks back
 
-def _quotes(store, when, of):
-    "The last chains that were known"
-    told = store.as_of("chain", when, of.symbols, start=of.start, end=of.end).drop(columns="fetched_at")
-    return told[told["session"] >= told["session"].drop_duplicates().sort_values().iloc[-_EVENINGS:].iloc[0]]
+def _quotes(sample, of, when):
+    "The chains of the last sessions, as far as they were known"
+    first = sample.market.chain["session"].drop_duplicates().sort_values().iloc[-_EVENINGS:].iloc[0]
+    told = store_of(of, sample.home).as_of("chain", when, of.symbols, start=first, end=of.end)
+    return told.drop(columns="fetched_at")
 
 def _priced(chain):
     "A chain as features read it; a future that was made up may have odd strikes, and tell a contract twice"
